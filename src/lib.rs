@@ -1,2 +1,20 @@
+//! flow: a declarative DAG workflow runner for language-model fine-tuning.
+//!
+//! START HERE. The life of a run, in reading order:
+//! 1. [`cli`] parses the command line; `config` turns YAML into a checked spec, with every problem at once;
+//! 2. [`graph`] compiles the spec into nodes (single op calls) and knows what a fingerprint is made of;
+//! 3. [`engine`] walks the graph: fingerprint, look up in the [`cache`], else run the [`ops`] and commit; it emits events;
+//! 4. [`runs`] and [`ui`] listen to the events: the record on disk, the terminal.
+//!
+//! Ops of language models call `lm` (feature `torch`), the only module that names `tch`.
+//! Dependencies point one way: `cli → config → graph → engine → cache`; `ops → cache, lm, metrics`.
+
+pub mod cache;
+pub mod config;
+pub mod digest;
+pub mod engine;
+pub mod graph;
+pub mod ops;
+
 #[cfg(feature = "torch")]
 pub mod lm;

@@ -1,0 +1,52 @@
+//! The compiled pipeline: nodes that are single op calls, and the links between their ports.
+//!
+//! Made by [`compile`] from a checked spec; run by the engine. Pure: no database, no network, no tensors.
+
+mod compile;
+mod fingerprint;
+mod node;
+
+pub use compile::compile;
+pub use fingerprint::{Fingerprint, Manifest, PartChange};
+pub use node::{Input, Node, Output, PathInput, Resources, StageFile};
+
+use std::path::PathBuf;
+
+use petgraph::graph::{DiGraph, NodeIndex};
+
+/// A link from an output of one node to an input of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    pub output: String,
+    pub input: String,
+}
+
+#[derive(Debug)]
+pub struct Graph {
+    /// The pipeline's `name:`.
+    pub name: String,
+    pub profile: Option<String>,
+    pub seed: u64,
+    /// The pipeline file.
+    pub path: PathBuf,
+    /// The project folder: the closest folder upwards from the pipeline with a `stages/` or `pipelines/` folder in it.
+    pub root: PathBuf,
+    pub dag: DiGraph<Node, Link>,
+    /// A topological order that keeps the order of declaration where it is free.
+    pub order: Vec<NodeIndex>,
+}
+
+impl Graph {
+    pub fn node(&self, name: &str) -> Option<NodeIndex> {
+        self.dag.node_indices().find(|&index| self.dag[index].name == name)
+    }
+
+    /// The nodes of a stage, or the one node of that name.
+    pub fn select(&self, stage_or_node: &str) -> Vec<NodeIndex> {
+        let matches = |index: &NodeIndex| {
+            let node = &self.dag[*index];
+            node.name == stage_or_node || node.stage == stage_or_node
+        };
+        self.order.iter().copied().filter(matches).collect()
+    }
+}

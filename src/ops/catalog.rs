@@ -1,0 +1,35 @@
+//! The list of ops.
+
+use std::collections::BTreeMap;
+
+use super::{Op, RunFn};
+
+/// All ops by name, with the function that runs each where this binary has it.
+#[derive(Default)]
+pub struct Catalog {
+    ops: BTreeMap<&'static str, Entry>,
+}
+
+struct Entry {
+    op: Box<dyn Op>,
+    run: Option<RunFn>,
+}
+
+impl Catalog {
+    pub fn add(&mut self, op: impl Op + 'static, run: Option<RunFn>) {
+        self.ops.insert(op.name(), Entry { op: Box::new(op), run });
+    }
+
+    pub fn get(&self, name: &str) -> Option<&dyn Op> {
+        self.ops.get(name).map(|entry| &*entry.op)
+    }
+
+    /// `None` where the op needs the language-model runtime and this binary is the light one.
+    pub fn run_fn(&self, name: &str) -> Option<RunFn> {
+        self.ops.get(name).and_then(|entry| entry.run)
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.ops.keys().copied()
+    }
+}
