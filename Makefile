@@ -1,0 +1,41 @@
+# Each target does all the set-up it needs; what is there already is skipped.
+#   make run      set up, build, run pipelines/medquad.yaml (or the profile `sample` where MedQuAD cannot be had)
+#   make test     set up, then every check and test
+#   make build    set up, build in release, print the binary's path as the last line
+#   make install  put `flow` on the PATH (PREFIX, default ~/.local)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.SILENT:
+.PHONY: run test build install setup lint bench
+
+export FLOW_HOME ?= $(HOME)/.cache/flow
+export LIBTORCH_USE_PYTORCH := 1
+export DUCKDB_LIB_DIR := $(FLOW_HOME)/duckdb
+export DUCKDB_INCLUDE_DIR := $(FLOW_HOME)/duckdb
+# Shared by all clones, so that a second clone builds in a minute.
+export CARGO_TARGET_DIR ?= $(FLOW_HOME)/target
+export PATH := $(FLOW_HOME)/venv/bin:$(PATH)
+PREFIX ?= $(HOME)/.local
+BIN := $(CARGO_TARGET_DIR)/release
+
+setup:
+	scripts/setup.sh
+
+build: setup
+	cargo build --release --locked --bins
+	echo $(BIN)/flow
+
+run: setup
+	cargo build --release --locked --bins
+	scripts/run-medquad.sh $(BIN)/flow
+
+test: setup
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo test --locked
+
+install: build
+	install -D -t $(PREFIX)/bin $(BIN)/flow $(BIN)/flow-lm
+	case ":$$PATH:" in *":$(PREFIX)/bin:"*) ;; *) echo "add $(PREFIX)/bin to your PATH" >&2 ;; esac
