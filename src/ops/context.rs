@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::{OpError, Table};
 use crate::cache::{Artifact, Cache};
+use crate::digest::Digest;
 use crate::engine::{CancelToken, Event, EventKind, Level, Progress, Sink};
 use crate::graph::{Fingerprint, Node};
 
@@ -23,8 +24,9 @@ pub struct Context<'run> {
     pub fingerprint: Fingerprint,
     /// Input artifacts by port; an optional port that is not wired is absent.
     pub inputs: BTreeMap<String, Artifact>,
-    /// The local place of each model param, by dotted param name (resolved before the run).
-    pub models: BTreeMap<String, PathBuf>,
+    /// The local place and the digest of each model param, by dotted param name (resolved before the run); the place of
+    /// an endpoint is empty.
+    pub models: BTreeMap<String, (PathBuf, Digest)>,
     /// `cache/partial/<fingerprint>/`: kept when the process dies, removed once the node is committed.
     pub scratch: PathBuf,
     /// The project folder; path params are relative to it.
@@ -49,6 +51,20 @@ impl Context<'_> {
     /// The text of a file param; `None` where an optional one is not given.
     pub fn file(&self, param: &str) -> Option<&str> {
         self.node.files.get(param).map(|file| file.text.as_str())
+    }
+
+    /// The file or folder of a model param.
+    pub fn model_path(&self, param: &str) -> Result<&Path, OpError> {
+        self.model(param).map(|(path, _)| path.as_path())
+    }
+
+    /// The digest of a model param's files.
+    pub fn model_digest(&self, param: &str) -> Result<Digest, OpError> {
+        self.model(param).map(|(_, digest)| *digest)
+    }
+
+    fn model(&self, param: &str) -> Result<&(PathBuf, Digest), OpError> {
+        self.models.get(param).ok_or_else(|| OpError::new(format!("`{}` has no model `{param}`", self.node.name)))
     }
 
     pub fn cache(&self) -> &Cache {

@@ -3,10 +3,18 @@
 //! One file each, one trait, one list ([`Catalog::light`]). Ops of the language-model runtime are declared here for everybody
 //! and get their `run` function from `Catalog::full`, which only the binary `flow-lm` calls.
 
+mod bootstrap;
 mod catalog;
 mod context;
+mod embed;
 mod error;
+mod generate;
+mod judge;
+mod language_model;
+#[cfg(feature = "torch")]
+mod loaded;
 mod table;
+mod train;
 
 pub use catalog::Catalog;
 pub use context::{Context, Outputs};

@@ -34,7 +34,15 @@ struct Params {
     dtype: String,
 }
 
+/// What [`Verdict::detail`] says of a prompt that did not fit and was cut.
+const TRUNCATED: &str = r#"{"truncated":true}"#;
+
+fn was_truncated(verdict: &Verdict) -> bool {
+    verdict.detail == TRUNCATED
+}
+
 /// One prompt to be judged.
+#[derive(Clone)]
 struct Job {
     id: String,
     key: Digest,
@@ -135,7 +143,7 @@ fn run_with(context: &mut Context, judge: JudgeFn) -> Result<Outputs, OpError> {
     let template = PromptTemplate::parse(&source, &params.choices).map_err(|problem| OpError::new(problem.message))?;
     let jobs = render_jobs(context, &params, &template)?;
     let keys: Vec<Digest> = jobs.iter().map(|job| job.key).collect();
-    let mut verdicts: HashMap<Digest, Verdict> = context.cache().verdicts(&keys)?;
+    let mut verdicts: HashMap<Digest, Verdict> = context.cache().verdicts_get(&keys)?;
     // Equal prompts are judged once.
     let mut asked = std::collections::HashSet::new();
     let missing: Vec<Job> = jobs.iter().filter(|job| !verdicts.contains_key(&job.key) && asked.insert(job.key)).cloned().collect();
@@ -148,7 +156,7 @@ fn run_with(context: &mut Context, judge: JudgeFn) -> Result<Outputs, OpError> {
         let cache = context.cache();
         judge(context, &params, &template, &missing, &mut |batch| {
             let rows: Vec<(Digest, Verdict)> = batch.iter().map(|(index, verdict)| (missing[*index].key, verdict.clone())).collect();
-            cache.store_verdicts(&rows)?;
+            cache.verdicts_put(&rows)?;
             verdicts.extend(rows);
             done += batch.len() as u64;
             context.progress(done, total as u64, "rows", "");
@@ -166,8 +174,8 @@ fn run_with(context: &mut Context, judge: JudgeFn) -> Result<Outputs, OpError> {
     for job in &jobs {
         let verdict = verdicts.get(&job.key).ok_or_else(|| OpError::new(format!("no verdict for row `{}`", job.id)))?;
         *counts.entry(verdict.choice).or_default() += 1;
-        truncated += u64::from(verdict.truncated());
-        table.rows.push(vec![Cell::from(job.id.as_str()), verdict.choice.into(), verdict.probability.into(), verdict.truncated().into()]);
+        truncated += u64::from(was_truncated(verdict));
+        table.rows.push(vec![Cell::from(job.id.as_str()), verdict.choice.into(), verdict.probability.into(), was_truncated(verdict).into()]);
     }
     context.report("asked", missing.len() as f64);
     for (choice, count) in &counts {

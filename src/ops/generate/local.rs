@@ -1,0 +1,138 @@
+//! Runs `generate`. Completions are kept in a journal beside the node's scratch, so a run that was killed goes on where it was.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Params;
+use crate::lm::{GenerateOptions, LanguageModel, Message, generate};
+use crate::ops::loaded::with_model;
+use crate::ops::{Cell, ColumnType, Context, OpError, Outputs, Table};
+
+/// One finished batch: its answers by row. Batches are always the same, whatever was finished before.
+#[derive(Serialize, Deserialize)]
+struct Answer {
+    id: String,
+    prediction: String,
+    tokens: u64,
+    finish: String,
+}
+
+pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
+    let params: Params = context.params()?;
+    let rows = context.query("select id::varchar as id, to_json(rows)::varchar as row from rows order by id")?;
+    let journal = context.scratch.join("answers.jsonl");
+    let mut answers = read_journal(&journal)?;
+    let adapter = context.input_files("adapter");
+    let total = rows.rows.len() as u64;
+    with_model(context, "model", &params.quant, &params.dtype, |model| {
+        let mut prompts = Vec::with_capacity(rows.rows.len());
+        let templates = params.chat.templates().map_err(|problem| OpError::new(problem.message))?;
+        for cells in &rows.rows {
+            let (id, text) = (cells[0].as_str().unwrap_or_default(), cells[1].as_str().unwrap_or_default());
+            let row: Value = serde_json::from_str(text).map_err(|error| OpError::new(format!("row `{id}`: {error}")))?;
+            let messages: Vec<Message> = templates.render(&row)?.into_iter().map(|(role, content)| Message::new(role, content)).collect();
+            prompts.push((id.to_owned(), model.tokenizer.encode(&model.render(&messages, true)?)?));
+        }
+        if let Some(folder) = &adapter {
+            model.attach_adapter(folder)?;
+        }
+        let result = answer_all(context, &params, model, prompts, &mut answers, &journal, total);
+        if adapter.is_some() {
+            model.detach_adapter();
+        }
+        result
+    })?;
+    let mut table = Table::new(&[("id", ColumnType::Text), ("prediction", ColumnType::Text), ("tokens", ColumnType::Integer), ("finish", ColumnType::Text)]);
+    let (mut tokens, mut cut) = (0, 0);
+    for cells in &rows.rows {
+        let id = cells[0].as_str().unwrap_or_default();
+        let answer = answers.get(id).ok_or_else(|| OpError::new(format!("no answer for row `{id}`")))?;
+        tokens += answer.tokens;
+        cut += u64::from(answer.finish == "length");
+        let row = [Cell::from(id), answer.prediction.as_str().into(), (answer.tokens as i64).into(), answer.finish.as_str().into()];
+        table.rows.push(row.into());
+    }
+    context.report("tokens", tokens as f64);
+    context.report("cut_at_max_new_tokens", cut as f64);
+    context.give_table("rows", &table, false)?;
+    context.finish()
+}
+
+fn answer_all(
+    context: &Context,
+    params: &Params,
+    model: &LanguageModel,
+    mut prompts: Vec<(String, Vec<i64>)>,
+    answers: &mut HashMap<String, Answer>,
+    journal: &Path,
+    total: u64,
+) -> Result<(), OpError> {
+    let decoding = &params.generation;
+    let options = GenerateOptions {
+        max_new_tokens: decoding.max_new_tokens,
+        temperature: decoding.temperature,
+        top_p: decoding.top_p,
+        top_k: decoding.top_k,
+        repetition_penalty: decoding.repetition_penalty,
+        no_repeat_ngram_size: decoding.no_repeat_ngram_size,
+        batch_size: params.batch_size,
+        seed: context.node.seed,
+        ..GenerateOptions::default()
+    };
+    // Longest first: a prompt that does not fit into memory shows at once, and batches are of like lengths.
+    prompts.sort_by(|(a_id, a), (b_id, b)| b.len().cmp(&a.len()).then_with(|| a_id.cmp(b_id)));
+    let mut tokens: u64 = 0;
+    let started = std::time::Instant::now();
+    for batch in prompts.chunks(params.batch_size) {
+        context.check_cancelled()?;
+        if batch.iter().all(|(id, _)| answers.contains_key(id)) {
+            continue;
+        }
+        let ids: Vec<Vec<i64>> = batch.iter().map(|(_, ids)| ids.clone()).collect();
+        let completions = generate(model, &ids, &options, &mut |_, _| {})?;
+        let mut lines = Vec::new();
+        for ((id, _), completion) in batch.iter().zip(completions) {
+            let completion = completion?;
+            tokens += completion.ids.len() as u64;
+            let answer = Answer { id: id.clone(), prediction: completion.text.trim().to_owned(), tokens: completion.ids.len() as u64, finish: completion.finish.to_string() };
+            serde_json::to_writer(&mut lines, &answer).map_err(|error| OpError::new(error.to_string()))?;
+            lines.push(b'\n');
+            answers.insert(id.clone(), answer);
+        }
+        append(journal, &lines)?;
+        let rate = tokens as f64 / started.elapsed().as_secs_f64();
+        context.progress(answers.len() as u64, total, "rows", format!("{rate:.0} tokens/s"));
+    }
+    Ok(())
+}
+
+/// Appends a whole batch with one write and makes it durable.
+fn append(path: &Path, lines: &[u8]) -> Result<(), OpError> {
+    let mut file = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
+    file.write_all(lines)?;
+    file.sync_data()?;
+    Ok(())
+}
+
+/// What was finished before; a last line that was cut off by a crash does not count.
+fn read_journal(path: &Path) -> Result<HashMap<String, Answer>, OpError> {
+    let mut answers = HashMap::new();
+    let text = match fs_err::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(answers),
+        Err(error) => return Err(error.into()),
+    };
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    if whole < text.len() {
+        fs_err::OpenOptions::new().write(true).open(path)?.set_len(whole as u64)?;
+    }
+    for line in text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let answer: Answer = serde_json::from_slice(line).map_err(|error| OpError::new(format!("{}: {error}", path.display())))?;
+        answers.insert(answer.id.clone(), answer);
+    }
+    Ok(answers)
+}

@@ -1,0 +1,60 @@
+//! The language model in memory: loaded once and kept for the next node that asks for the same.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use miette::Diagnostic;
+
+use super::{Context, OpError};
+use crate::lm::{LanguageModel, LmError, LoadOptions};
+
+#[derive(PartialEq)]
+struct Key {
+    path: PathBuf,
+    quant: String,
+    dtype: String,
+}
+
+struct Loaded {
+    key: Key,
+    model: LanguageModel,
+}
+
+/// One model at a time: the next one may need the memory.
+static SLOT: Mutex<Option<Loaded>> = Mutex::new(None);
+
+/// Runs `work` on the model that the param `param` names. A model whose use failed is not kept.
+pub(super) fn with_model<T>(
+    context: &Context,
+    param: &str,
+    quant: &str,
+    dtype: &str,
+    work: impl FnOnce(&mut LanguageModel) -> Result<T, OpError>,
+) -> Result<T, OpError> {
+    let path = context.model_path(param)?.to_owned();
+    let key = Key { path, quant: quant.to_owned(), dtype: dtype.to_owned() };
+    let kept = SLOT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+    let mut loaded = match kept {
+        Some(loaded) if loaded.key == key => loaded,
+        other => {
+            drop(other);
+            let options = LoadOptions { dtype: dtype.parse()?, quant: quant.parse()?, ..LoadOptions::default() };
+            let started = std::time::Instant::now();
+            let model = LanguageModel::load(&key.path, &options)?;
+            context.info(format!("loaded {} in {:.1} s: {}", key.path.display(), started.elapsed().as_secs_f64(), model.describe()));
+            Loaded { key, model }
+        }
+    };
+    let result = work(&mut loaded.model)?;
+    *SLOT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(loaded);
+    Ok(result)
+}
+
+impl From<LmError> for OpError {
+    fn from(error: LmError) -> Self {
+        match error {
+            LmError::Cancelled => Self::Cancelled,
+            error => Self::Failed { message: error.to_string(), help: error.help().map(|help| help.to_string()) },
+        }
+    }
+}
