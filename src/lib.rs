@@ -14,6 +14,7 @@ pub mod config;
 pub mod digest;
 pub mod engine;
 pub mod graph;
+pub mod metrics;
 pub mod ops;
 
 #[cfg(feature = "torch")]

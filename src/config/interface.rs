@@ -20,7 +20,7 @@ pub struct Interface {
     pub open_inputs: bool,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Param {
     pub kind: ParamKind,
     /// `None` makes the param required, unless `optional`.
