@@ -15,6 +15,7 @@ pub mod digest;
 pub mod engine;
 pub mod graph;
 pub mod metrics;
+pub mod models;
 pub mod ops;
 
 #[cfg(feature = "torch")]

@@ -49,13 +49,18 @@ enum Target {
 /// [`Malformed`] for bytes that are not UTF-8, XML that is not well formed and a root other than `Document`.
 pub fn parse(bytes: &[u8]) -> Result<Document, Malformed> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
-        let (at, byte) = (error.valid_up_to(), bytes.get(error.valid_up_to()).copied().unwrap_or_default());
+        let (at, byte) = (
+            error.valid_up_to(),
+            bytes.get(error.valid_up_to()).copied().unwrap_or_default(),
+        );
         malformed(bytes, at, format!("not UTF-8: byte 0x{byte:02x}"))
     })?;
     let mut reader = Reader::from_str(text.strip_prefix('\u{feff}').unwrap_or(text));
     let mut state = State::default();
     loop {
-        let event = reader.read_event().map_err(|error| malformed(bytes, reader.error_position() as usize, error));
+        let event = reader
+            .read_event()
+            .map_err(|error| malformed(bytes, reader.error_position() as usize, error));
         let step = match event? {
             Event::Eof => break,
             event => state.step(event),
@@ -64,10 +69,18 @@ pub fn parse(bytes: &[u8]) -> Result<Document, Malformed> {
     }
     let end = bytes.len();
     if !state.open.is_empty() {
-        return Err(malformed(bytes, end, format!("the file ends inside `{}`: cut off", state.open.join("/"))));
+        return Err(malformed(
+            bytes,
+            end,
+            format!("the file ends inside `{}`: cut off", state.open.join("/")),
+        ));
     }
     if !state.seen_root {
-        return Err(malformed(bytes, end, "no `Document` element: the file is empty"));
+        return Err(malformed(
+            bytes,
+            end,
+            "no `Document` element: the file is empty",
+        ));
     }
     Ok(state.document)
 }
@@ -99,11 +112,17 @@ impl State {
             Event::Text(text) => self.push(&text.xml10_content()),
             Event::CData(text) => self.push(&text.xml10_content()),
             Event::GeneralRef(reference) => {
-                if let Some(c) = reference.resolve_char_ref().map_err(|error| error.to_string())? {
+                if let Some(c) = reference
+                    .resolve_char_ref()
+                    .map_err(|error| error.to_string())?
+                {
                     self.push(c.encode_utf8(&mut [0; 4]));
                 } else {
                     let name = reference.into_inner();
-                    self.push(resolve_xml_entity(&name).ok_or_else(|| format!("unknown entity `&{name};`"))?);
+                    self.push(
+                        resolve_xml_entity(&name)
+                            .ok_or_else(|| format!("unknown entity `&{name};`"))?,
+                    );
                 }
             }
             _ => {}
@@ -113,26 +132,45 @@ impl State {
 
     fn enter(&mut self, start: &BytesStart) -> Result<(), String> {
         let attribute = |name: &str| -> Result<String, String> {
-            let attribute = start.try_get_attribute(name).map_err(|error| error.to_string())?;
-            let value = attribute.map(|attribute| attribute.normalized_value(XmlVersion::Implicit1_0)).transpose();
-            Ok(value.map_err(|error| error.to_string())?.unwrap_or_default().into_owned())
+            let attribute = start
+                .try_get_attribute(name)
+                .map_err(|error| error.to_string())?;
+            let value = attribute
+                .map(|attribute| attribute.normalized_value(XmlVersion::Implicit1_0))
+                .transpose();
+            Ok(value
+                .map_err(|error| error.to_string())?
+                .unwrap_or_default()
+                .into_owned())
         };
         match (start.name().0, self.open.len()) {
             ("Document", 0) => {
                 self.seen_root = true;
-                (self.document.source, self.document.url) = (attribute("source")?, attribute("url")?);
+                (self.document.source, self.document.url) =
+                    (attribute("source")?, attribute("url")?);
             }
-            (root, 0) => return Err(format!("the root is `{root}`, not `Document`: no MedQuAD file")),
+            (root, 0) => {
+                return Err(format!(
+                    "the root is `{root}`, not `Document`: no MedQuAD file"
+                ));
+            }
             ("Focus", 1) => self.target = Some(Target::Focus),
             ("QAPair", _) => self.document.pairs.push(Pair::default()),
             ("Question", _) => {
                 let (qid, question_type) = (attribute("qid")?, attribute("qtype")?);
-                let pair = self.document.pairs.last_mut().ok_or("`Question` outside a `QAPair`")?;
+                let pair = self
+                    .document
+                    .pairs
+                    .last_mut()
+                    .ok_or("`Question` outside a `QAPair`")?;
                 (pair.qid, pair.question_type) = (qid, question_type);
                 self.target = Some(Target::Question);
             }
             ("Answer", _) => {
-                self.document.pairs.last().ok_or("`Answer` outside a `QAPair`")?;
+                self.document
+                    .pairs
+                    .last()
+                    .ok_or("`Answer` outside a `QAPair`")?;
                 self.target = Some(Target::Answer);
             }
             _ => {}
@@ -161,7 +199,10 @@ impl State {
 fn malformed(bytes: &[u8], at: usize, message: impl ToString) -> Malformed {
     let before = &bytes[..at.min(bytes.len())];
     let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-    Malformed { line, message: message.to_string() }
+    Malformed {
+        line,
+        message: message.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -186,13 +227,26 @@ mod tests {
     #[test]
     fn reads_pairs_entities_and_sections() {
         let document = parse(SAMPLE.as_bytes()).unwrap();
-        assert_eq!((document.focus.as_str(), document.source.as_str()), ("Crohn's disease", "NHS"));
+        assert_eq!(
+            (document.focus.as_str(), document.source.as_str()),
+            ("Crohn's disease", "NHS")
+        );
         assert_eq!(document.url, "https://example.org/a?b=1&c=2");
         assert_eq!(document.pairs.len(), 2);
         assert_eq!(document.pairs[0].question, "What is it <really>?");
-        assert_eq!(document.pairs[0].answer, "An inflammation (of the bowel).\n  It is < chronic.");
+        assert_eq!(
+            document.pairs[0].answer,
+            "An inflammation (of the bowel).\n  It is < chronic."
+        );
         let second = &document.pairs[1];
-        assert_eq!((second.qid.as_str(), second.question_type.as_str(), second.answer.as_str()), ("7-2", "outlook", ""));
+        assert_eq!(
+            (
+                second.qid.as_str(),
+                second.question_type.as_str(),
+                second.answer.as_str()
+            ),
+            ("7-2", "outlook", "")
+        );
     }
 
     #[test]

@@ -55,7 +55,11 @@ impl Members {
         };
         drop_shared_folder(&mut list);
         list.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Self { path: path.to_owned(), archive, list })
+        Ok(Self {
+            path: path.to_owned(),
+            archive,
+            list,
+        })
     }
 
     pub fn iter(&self) -> std::slice::Iter<'_, Member> {
@@ -81,13 +85,21 @@ impl Members {
     pub fn read(&self, handle: &mut Handle, member: &Member) -> Result<Vec<u8>, OpError> {
         let place = || format!("`{}` in `{}`", member.name, self.path.display());
         if member.bytes > MAX_BYTES {
-            return Err(OpError::new(format!("{} is {} MiB large; at most {} MiB are read", place(), member.bytes >> 20, MAX_BYTES >> 20)));
+            return Err(OpError::new(format!(
+                "{} is {} MiB large; at most {} MiB are read",
+                place(),
+                member.bytes >> 20,
+                MAX_BYTES >> 20
+            )));
         }
         let mut bytes = Vec::with_capacity(member.bytes as usize);
-        let mut fill = |source: &mut dyn Read| source.take(member.bytes + 1).read_to_end(&mut bytes);
+        let mut fill =
+            |source: &mut dyn Read| source.take(member.bytes + 1).read_to_end(&mut bytes);
         let done = match (&member.at, &mut handle.0) {
             (At::Index(index), Some(archive)) => {
-                let mut entry = archive.by_index(*index).map_err(|error| damaged(&place(), &error.into()))?;
+                let mut entry = archive
+                    .by_index(*index)
+                    .map_err(|error| damaged(&place(), &error.into()))?;
                 fill(&mut entry)
             }
             (At::Path(path), _) => File::open(path).and_then(|mut file| fill(&mut file)),
@@ -95,38 +107,62 @@ impl Members {
         };
         done.map_err(|error| damaged(&place(), &error))?;
         if bytes.len() as u64 > member.bytes {
-            return Err(OpError::new(format!("{} is larger than the {} bytes that are announced", place(), member.bytes)));
+            return Err(OpError::new(format!(
+                "{} is larger than the {} bytes that are announced",
+                place(),
+                member.bytes
+            )));
         }
         Ok(bytes)
     }
 }
 
 fn damaged(place: &str, error: &io::Error) -> OpError {
-    OpError::with_help(format!("{place} cannot be read: {error}"), "the archive is damaged; get it again")
+    OpError::with_help(
+        format!("{place} cannot be read: {error}"),
+        "the archive is damaged; get it again",
+    )
 }
 
 fn open(path: &Path) -> Result<ZipArchive<Window>, OpError> {
-    let window = Window::open(path).map_err(|error| OpError::new(format!("`{}` cannot be opened: {error}", path.display())))?;
+    let window = Window::open(path)
+        .map_err(|error| OpError::new(format!("`{}` cannot be opened: {error}", path.display())))?;
     ZipArchive::new(window).map_err(|error| {
         let why = match error {
             zip::result::ZipError::Io(error) => error.to_string(),
             _ => "it has no directory at its end".to_owned(),
         };
         let message = format!("`{}` is not a whole zip archive: {why}", path.display());
-        OpError::with_help(message, "it may be cut off, or be no zip archive at all; get it again")
+        OpError::with_help(
+            message,
+            "it may be cut off, or be no zip archive at all; get it again",
+        )
     })
 }
 
-fn entries(path: &Path, archive: &ZipArchive<Window>, suffix: &str) -> Result<Vec<Member>, OpError> {
+fn entries(
+    path: &Path,
+    archive: &ZipArchive<Window>,
+    suffix: &str,
+) -> Result<Vec<Member>, OpError> {
     let refuse = |name: &str, why: String| {
         let message = format!("`{name}` in `{}` {why}", path.display());
-        Err(OpError::with_help(message, "the archive is not what it seems; check where it comes from"))
+        Err(OpError::with_help(
+            message,
+            "the archive is not what it seems; check where it comes from",
+        ))
     };
     let mut list = Vec::new();
     for index in 0..archive.len() {
-        let entry = archive.by_index_data(index).map_err(|error| damaged(&path.display().to_string(), &error.into()))?;
-        let raw = entry.name().map_err(|error| damaged(&path.display().to_string(), &error.into()))?;
-        let outside = raw.starts_with('/') || raw.contains(['\\', '\0']) || raw.split('/').any(|part| part == "..");
+        let entry = archive
+            .by_index_data(index)
+            .map_err(|error| damaged(&path.display().to_string(), &error.into()))?;
+        let raw = entry
+            .name()
+            .map_err(|error| damaged(&path.display().to_string(), &error.into()))?;
+        let outside = raw.starts_with('/')
+            || raw.contains(['\\', '\0'])
+            || raw.split('/').any(|part| part == "..");
         if outside {
             return refuse(&raw, "leads outside of the archive".to_owned());
         }
@@ -135,10 +171,21 @@ fn entries(path: &Path, archive: &ZipArchive<Window>, suffix: &str) -> Result<Ve
         }
         let (bytes, packed) = (entry.size(), entry.compressed_size());
         if bytes > 1 << 20 && bytes / packed.max(1) > MAX_RATIO {
-            return refuse(&raw, format!("unpacks to {} times its size, {} MiB", bytes / packed.max(1), bytes >> 20));
+            return refuse(
+                &raw,
+                format!(
+                    "unpacks to {} times its size, {} MiB",
+                    bytes / packed.max(1),
+                    bytes >> 20
+                ),
+            );
         }
         let name = raw.trim_start_matches("./").to_owned();
-        list.push(Member { name, bytes, at: At::Index(index) });
+        list.push(Member {
+            name,
+            bytes,
+            at: At::Index(index),
+        });
     }
     Ok(list)
 }
@@ -146,7 +193,9 @@ fn entries(path: &Path, archive: &ZipArchive<Window>, suffix: &str) -> Result<Ve
 fn walk(folder: &Path, prefix: &str, suffix: &str, list: &mut Vec<Member>) -> Result<(), OpError> {
     for entry in fs_err::read_dir(folder)? {
         let entry = entry?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
         let (path, kind) = (entry.path(), entry.file_type()?);
         let full = format!("{prefix}{name}");
         if kind.is_dir() {
@@ -155,7 +204,11 @@ fn walk(folder: &Path, prefix: &str, suffix: &str, list: &mut Vec<Member>) -> Re
             // Follows a link to a file, never one to a folder.
             let metadata = fs_err::metadata(&path)?;
             if metadata.is_file() {
-                list.push(Member { name: full, bytes: metadata.len(), at: At::Path(path) });
+                list.push(Member {
+                    name: full,
+                    bytes: metadata.len(),
+                    at: At::Path(path),
+                });
             }
         }
     }
@@ -164,8 +217,19 @@ fn walk(folder: &Path, prefix: &str, suffix: &str, list: &mut Vec<Member>) -> Re
 
 /// Archives of a repository have a top folder named after the commit; names must not depend on it.
 fn drop_shared_folder(list: &mut [Member]) {
-    let Some(top) = list.first().and_then(|member| member.name.split_once('/')).map(|(top, _)| format!("{top}/")) else { return };
-    let nested = |member: &Member| member.name.strip_prefix(&top).is_some_and(|rest| rest.contains('/'));
+    let Some(top) = list
+        .first()
+        .and_then(|member| member.name.split_once('/'))
+        .map(|(top, _)| format!("{top}/"))
+    else {
+        return;
+    };
+    let nested = |member: &Member| {
+        member
+            .name
+            .strip_prefix(&top)
+            .is_some_and(|rest| rest.contains('/'))
+    };
     if list.iter().all(nested) {
         for member in list {
             member.name.drain(..top.len());
@@ -188,13 +252,25 @@ impl Window {
     fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
-        Ok(Self { file: Arc::new(file), length, position: 0, buffer: Vec::new(), buffer_start: 0 })
+        Ok(Self {
+            file: Arc::new(file),
+            length,
+            position: 0,
+            buffer: Vec::new(),
+            buffer_start: 0,
+        })
     }
 }
 
 impl Clone for Window {
     fn clone(&self) -> Self {
-        Self { file: self.file.clone(), length: self.length, position: self.position, buffer: Vec::new(), buffer_start: 0 }
+        Self {
+            file: self.file.clone(),
+            length: self.length,
+            position: self.position,
+            buffer: Vec::new(),
+            buffer_start: 0,
+        }
     }
 }
 
@@ -222,7 +298,8 @@ impl Seek for Window {
             SeekFrom::End(by) => self.length.checked_add_signed(by),
             SeekFrom::Current(by) => self.position.checked_add_signed(by),
         };
-        self.position = target.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start"))?;
+        self.position = target
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "seek before the start"))?;
         Ok(self.position)
     }
 }
@@ -240,7 +317,9 @@ mod tests {
         let path = folder.path().join("a.zip");
         let mut writer = zip::ZipWriter::new(File::create(&path).unwrap());
         for (name, content) in files {
-            writer.start_file(*name, SimpleFileOptions::default()).unwrap();
+            writer
+                .start_file(*name, SimpleFileOptions::default())
+                .unwrap();
             writer.write_all(content).unwrap();
         }
         writer.finish().unwrap();
@@ -248,27 +327,46 @@ mod tests {
     }
 
     fn names(path: &Path) -> Vec<String> {
-        Members::list(path, ".xml").unwrap().iter().map(|member| member.name.clone()).collect()
+        Members::list(path, ".xml")
+            .unwrap()
+            .iter()
+            .map(|member| member.name.clone())
+            .collect()
     }
 
     fn message(path: &Path) -> String {
         let failed = Members::list(path, ".xml").and_then(|members| {
             let mut handle = members.handle();
-            members.iter().try_for_each(|member| members.read(&mut handle, member).map(drop))
+            members
+                .iter()
+                .try_for_each(|member| members.read(&mut handle, member).map(drop))
         });
-        failed.unwrap_err().to_string().replace(&path.parent().unwrap().display().to_string(), "")
+        failed
+            .unwrap_err()
+            .to_string()
+            .replace(&path.parent().unwrap().display().to_string(), "")
     }
 
     #[test]
     fn a_zip_and_its_folder_list_the_same() {
-        let (folder, path) = zip(&[("top/b/2.xml", b"2"), ("top/a/1.xml", b"1"), ("top/b/readme.txt", b"")]);
+        let (folder, path) = zip(&[
+            ("top/b/2.xml", b"2"),
+            ("top/a/1.xml", b"1"),
+            ("top/b/readme.txt", b""),
+        ]);
         assert_eq!(names(&path), ["a/1.xml", "b/2.xml"]);
         let unpacked = folder.path().join("unpacked");
-        zip::ZipArchive::new(File::open(&path).unwrap()).unwrap().extract(&unpacked).unwrap();
+        zip::ZipArchive::new(File::open(&path).unwrap())
+            .unwrap()
+            .extract(&unpacked)
+            .unwrap();
         assert_eq!(names(&unpacked), ["a/1.xml", "b/2.xml"]);
         let members = Members::list(&path, ".xml").unwrap();
         let mut handle = members.handle();
-        assert_eq!(members.read(&mut handle, &members.as_slice()[1]).unwrap(), b"2");
+        assert_eq!(
+            members.read(&mut handle, &members.as_slice()[1]).unwrap(),
+            b"2"
+        );
     }
 
     #[test]
