@@ -14,6 +14,8 @@ pub mod config;
 pub mod digest;
 pub mod engine;
 pub mod graph;
+pub mod metrics;
+pub mod models;
 pub mod ops;
 
 #[cfg(feature = "torch")]

@@ -111,10 +111,10 @@ impl ChatTemplates {
 
     /// `(role, content)` of the messages before the response.
     pub(super) fn render(&self, row: &Value) -> Result<Vec<(String, String)>, OpError> {
-        let context = minijinja::value::Serde(row);
+        let context = minijinja::Value::from(minijinja::value::Serde(row));
         let render = |name: &str| -> Result<String, OpError> {
             let template = self.environment.get_template(name).map_err(|error| OpError::new(error.to_string()))?;
-            template.render(&context).map_err(|error| OpError::new(error.to_string()))
+            template.render(context.clone()).map_err(|error| OpError::new(error.to_string()))
         };
         let mut messages = Vec::new();
         if self.has_system {

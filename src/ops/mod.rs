@@ -13,6 +13,7 @@ mod judge;
 mod language_model;
 #[cfg(feature = "torch")]
 mod loaded;
+mod source;
 mod table;
 mod train;
 

@@ -55,13 +55,14 @@ impl PromptTemplate {
     }
 
     pub(super) fn render(&self, row: &Value) -> Result<Rendered, String> {
-        let context = minijinja::value::Serde(row);
+        let context = minijinja::Value::from(minijinja::value::Serde(row));
         let template = self.environment.get_template(NAME).map_err(|error| explain(&error))?;
-        let mut state = template.eval_to_state(&context).map_err(|error| explain(&error))?;
-        let system = if self.has_system { Some(state.render_block("system").map_err(|error| explain(&error))?) } else { None };
-        let user = state.render_block("user").map_err(|error| explain(&error))?;
+        let mut captured = template.render_captured(context.clone()).map_err(|error| explain(&error))?;
+        let mut block = |name: &str| captured.with_state_mut(|state| state.render_block(name)).map_err(|error| explain(&error));
+        let system = if self.has_system { Some(block("system")?) } else { None };
+        let user = block("user")?;
         let expression = self.environment.compile_expression(&self.choices).map_err(|error| explain(&error))?;
-        let list = expression.eval(&context).map_err(|error| explain(&error))?;
+        let list = expression.eval(context).map_err(|error| explain(&error))?;
         let mut choices = Vec::new();
         for item in list.try_iter().map_err(|error| explain(&error))? {
             choices.push(i64::try_from(item.clone()).map_err(|_| format!("`choices` gives `{item}`, which is no integer"))?);
