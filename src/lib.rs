@@ -15,6 +15,7 @@ pub mod digest;
 pub mod engine;
 pub mod graph;
 pub mod ops;
+pub mod ui;
 
 #[cfg(feature = "torch")]
 pub mod lm;

@@ -10,11 +10,11 @@ use super::interface::{ArtifactKind, Columns, Param, ParamKind, Port};
 use super::suggest;
 use super::yaml::{Entry, Kind, Yaml};
 
-const TYPES: [&str; 12] = [
+pub const TYPES: [&str; 12] = [
     "boolean", "integer", "number", "text", "choice", "model", "file", "path", "list", "record",
     "map", "any",
 ];
-const KINDS: [&str; 3] = ["table", "files", "any"];
+pub const KINDS: [&str; 3] = ["table", "files", "any"];
 
 /// Reads a mapping of params.
 pub fn params(yaml: &Yaml, problems: &mut Problems) -> BTreeMap<String, Param> {

@@ -18,6 +18,7 @@ mod overrides;
 mod pipeline;
 mod render;
 mod scalar;
+pub mod schema;
 mod source;
 mod stage;
 pub mod suggest;

@@ -13,7 +13,7 @@ pub struct TrackingSpec {
     pub mode: Option<String>,
 }
 
-const MODES: [&str; 3] = ["online", "offline", "disabled"];
+pub const MODES: [&str; 3] = ["online", "offline", "disabled"];
 
 impl TrackingSpec {
     pub fn read(entry: &Entry, problems: &mut Problems) -> Option<Self> {
