@@ -3,32 +3,28 @@
 //! Called by the engine and by ops through their context; never prints and knows no op.
 
 mod artifact;
+mod committer;
+mod database;
+mod error;
+mod external;
+mod index;
+mod layout;
+mod lock;
+mod maintenance;
+mod objects;
+mod row_digest;
+mod snapshot;
+mod sql;
+mod store;
+mod tables;
+mod verdicts;
 
 pub use artifact::Artifact;
-
-#[derive(Debug, thiserror::Error)]
-pub enum CacheError {
-    #[error("{0}")]
-    Other(String),
-}
-
-pub struct Cache {}
-
-#[allow(unused_variables, clippy::todo)]
-impl Cache {
-    pub(crate) fn with_views<T, E>(&self, inputs: &std::collections::BTreeMap<String, Artifact>, work: impl FnOnce(&duckdb::Connection) -> Result<T, E>) -> Result<T, E> {
-        todo!()
-    }
-    pub fn store_table(&self, table: &crate::ops::Table, ordered: bool) -> Result<Artifact, CacheError> {
-        todo!()
-    }
-    pub fn store_query(&self, inputs: &std::collections::BTreeMap<String, Artifact>, sql: &str, params: &[(String, serde_json::Value)]) -> Result<Artifact, CacheError> {
-        todo!()
-    }
-    pub fn store_files(&self, folder: &std::path::Path) -> Result<Artifact, CacheError> {
-        todo!()
-    }
-    pub fn object_path(&self, digest: &crate::digest::Digest) -> std::path::PathBuf {
-        todo!()
-    }
-}
+pub use error::CacheError;
+pub use external::{ExternalError, StatIndex, archive_digest};
+pub use index::Entry;
+pub use lock::{Holder, RunLock};
+pub use maintenance::{Collected, Damage, Size, Verified};
+pub use sql::quote;
+pub use store::{Cache, Lookup, NewEntry};
+pub use verdicts::Verdict;

@@ -26,4 +26,13 @@ impl OpError {
     pub fn with_help(message: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Failed { message: message.into(), help: Some(help.into()) }
     }
+
+    /// The next step, where there is one to name.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Failed { help, .. } => help.clone(),
+            Self::Cache(error) => error.help(),
+            Self::Cancelled | Self::Io(_) | Self::Database(_) => None,
+        }
+    }
 }

@@ -1,0 +1,124 @@
+//! The DuckDB file, opened when needed and closed when idle, because DuckDB admits no other process while one writes.
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use duckdb::{AccessMode, Config, Connection};
+
+use super::CacheError;
+
+/// How long to wait for another process that has the file open.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const SCHEMA: &str = "
+    create table if not exists entries (seq bigint, fingerprint varchar, pipeline varchar, node varchar, op varchar,
+        manifest varchar, outputs varchar, metrics varchar, seconds double, created varchar);
+    create table if not exists artifacts (digest varchar, kind varchar, row_count bigint, bytes bigint, ordered boolean,
+        files varchar, created varchar);
+    create table if not exists latest (seq bigint, pipeline varchar, node varchar, fingerprint varchar);
+    create table if not exists verdicts (digest varchar, choice bigint, probability double, detail varchar);
+";
+
+#[derive(Debug)]
+pub(super) struct Database {
+    path: PathBuf,
+    writable: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    root: Option<Connection>,
+    users: usize,
+    idle_since: Option<Instant>,
+}
+
+/// A connection of its own; the database stays open at least as long.
+pub(super) struct Lease<'a> {
+    connection: Option<Connection>,
+    database: &'a Database,
+}
+
+impl Database {
+    pub(super) fn new(path: PathBuf, writable: bool) -> Self {
+        Self { path, writable, state: Mutex::default() }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn connection(&self) -> Result<Lease<'_>, CacheError> {
+        let mut state = self.state();
+        let root = match state.root.take() {
+            Some(root) => root,
+            None => self.open()?,
+        };
+        let connection = root.try_clone();
+        state.root = Some(root);
+        let connection = connection.map_err(|error| CacheError::database(error, &self.path))?;
+        state.users += 1;
+        state.idle_since = None;
+        Ok(Lease { connection: Some(connection), database: self })
+    }
+
+    /// Opens the file; where another process has it open, tries again for some seconds.
+    fn open(&self) -> Result<Connection, CacheError> {
+        let start = Instant::now();
+        loop {
+            let opened = self.try_open().map_err(|error| CacheError::database(error, &self.path));
+            match opened {
+                Err(CacheError::Busy { .. }) if start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(25)),
+                other => return other,
+            }
+        }
+    }
+
+    fn try_open(&self) -> duckdb::Result<Connection> {
+        let mode = if self.writable { AccessMode::ReadWrite } else { AccessMode::ReadOnly };
+        // Nothing is ever fetched or loaded behind the user's back.
+        let config = Config::default()
+            .access_mode(mode)?
+            .with("autoinstall_known_extensions", "false")?
+            .with("autoload_known_extensions", "false")?;
+        let connection = Connection::open_with_flags(&self.path, config)?;
+        if self.writable {
+            connection.execute_batch(SCHEMA)?;
+        }
+        Ok(connection)
+    }
+
+    /// Closes the file if nobody has used it for `idle`.
+    pub(super) fn close_if_idle(&self, idle: Duration) {
+        let mut state = self.state();
+        if state.users == 0 && state.idle_since.is_some_and(|since| since.elapsed() >= idle) {
+            state.root = None;
+            state.idle_since = None;
+        }
+    }
+}
+
+impl Deref for Lease<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection.as_ref().expect("present until dropped")
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        self.connection = None;
+        let mut state = self.database.state();
+        state.users -= 1;
+        if state.users == 0 {
+            state.idle_since = Some(Instant::now());
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What can go wrong in the cache, each with the next step.
+
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    #[error(transparent)]
+    Io(std::io::Error),
+    #[error("the disk that holds `{}` is full: {message}", .path.display())]
+    DiskFull { path: PathBuf, message: String },
+    #[error("`{}` is damaged: {message}", .path.display())]
+    Damaged { path: PathBuf, message: String },
+    #[error("the cache `{}` has layout {found}; this flow knows layouts up to {known}", .path.display())]
+    NewerLayout { path: PathBuf, found: String, known: u32 },
+    #[error("`{}` is in use by another process: {message}", .path.display())]
+    Busy { path: PathBuf, message: String },
+    /// A query that does not parse, bind or run.
+    #[error("{0}")]
+    Query(String),
+    #[error("the query uses `${name}`, which is not a param{}", list(.known))]
+    UnknownParam { name: String, known: Vec<String> },
+    #[error("the param `${name}` cannot be bound: {message}")]
+    BadParam { name: String, message: String },
+    /// A folder given as a files output that cannot be kept as it is.
+    #[error("`{}` {message}", .path.display())]
+    Files { path: PathBuf, message: String },
+    #[error("interrupted while waiting for the cache")]
+    Interrupted,
+    #[error("database: {0}")]
+    Database(duckdb::Error),
+}
+
+fn list(known: &[String]) -> String {
+    if known.is_empty() {
+        return "; there are none".to_owned();
+    }
+    let names: Vec<_> = known.iter().map(|name| format!("`${name}`")).collect();
+    format!("; there are {}", names.join(", "))
+}
+
+impl CacheError {
+    /// The next step, where there is one to name.
+    pub fn help(&self) -> Option<String> {
+        Some(match self {
+            Self::DiskFull { .. } => "free some space (`flow cache gc` drops old results) and run the same command again; what was committed is kept".to_owned(),
+            Self::Damaged { path, .. } => format!("move `{}` away and run again: results are made anew", path.display()),
+            Self::NewerLayout { .. } => "use the newer flow that wrote it, or another cache folder (`FLOW_CACHE`)".to_owned(),
+            Self::Busy { .. } => "try again when it has finished".to_owned(),
+            Self::UnknownParam { .. } => "declare it under `with:` or correct the name".to_owned(),
+            _ => return None,
+        })
+    }
+
+    /// The same error about a file whose full path is known.
+    pub(super) fn at(mut self, full: &Path) -> Self {
+        if let Self::DiskFull { path, .. } | Self::Damaged { path, .. } | Self::NewerLayout { path, .. } | Self::Busy { path, .. } = &mut self {
+            *path = full.to_path_buf();
+        }
+        self
+    }
+
+    /// Sorts a database error by what the user can do about it.
+    pub(super) fn database(error: duckdb::Error, path: &Path) -> Self {
+        let message = error.to_string();
+        let path = path.to_path_buf();
+        let has = |needles: &[&str]| needles.iter().any(|needle| message.contains(needle));
+        if has(&["No space left", "Disk quota exceeded"]) {
+            Self::DiskFull { path, message: first_line(&message) }
+        } else if has(&["Could not set lock on file", "Conflicting lock"]) {
+            Self::Busy { path, message: first_line(&message) }
+        } else if has(&["newer version of DuckDB", "version number"]) && has(&["storage", "version"]) {
+            Self::NewerLayout { path, found: first_line(&message), known: super::layout::LAYOUT }
+        } else if has(&["not a valid DuckDB database", "Corrupt", "corrupt", "checksum", "Failed to deserialize", "Could not read enough bytes", "end of file", "Failure while replaying WAL"]) {
+            Self::Damaged { path, message: first_line(&message) }
+        } else {
+            Self::Database(error)
+        }
+    }
+}
+
+impl From<std::io::Error> for CacheError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::DiskFull { path: PathBuf::from("cache"), message: error.to_string() }
+            }
+            _ => Self::Io(error),
+        }
+    }
+}
+
+impl From<duckdb::Error> for CacheError {
+    fn from(error: duckdb::Error) -> Self {
+        Self::database(error, Path::new("flow.duckdb"))
+    }
+}
+
+pub(super) fn first_line(message: &str) -> String {
+    message.lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
+}

@@ -1,0 +1,214 @@
+//! Digests of data outside the cache: a file, a folder, or an archive by what is in it.
+//!
+//! An index by size, times and inode saves reading gigabytes again. An entry is trusted only if the file was last
+//! changed well before it was hashed: a later change within the clock's grain would not show ("racily clean" in git).
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use fs_err as fs;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::objects::{file_digest, mtime};
+use crate::digest::Digest;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ExternalError {
+    #[error("`{}` does not exist", .0.display())]
+    Missing(PathBuf),
+    #[error("`{}` cannot be read: {message}", .path.display())]
+    Unreadable { path: PathBuf, message: String },
+    #[error("`{}` is not a whole zip archive: {message}", .path.display())]
+    Archive { path: PathBuf, message: String },
+    #[error("`{}` keeps changing while it is read", .0.display())]
+    Unsteady(PathBuf),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Stat {
+    size: u64,
+    mtime: i64,
+    ctime: i64,
+    inode: u64,
+    device: u64,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Known {
+    stat: Stat,
+    digest: Digest,
+}
+
+/// Remembers digests by path; saved between runs.
+#[derive(Debug, Default)]
+pub struct StatIndex {
+    known: Mutex<Memory>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    files: HashMap<PathBuf, Known>,
+    changed: bool,
+}
+
+impl StatIndex {
+    /// Reads a saved index; one that cannot be read is an empty one, as it only saves time.
+    pub fn load(path: &Path) -> Self {
+        let files = fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        Self { known: Mutex::new(Memory { files, changed: false }) }
+    }
+
+    /// Writes the index, if there is news in it.
+    pub fn save(&self, path: &Path) -> std::io::Result<()> {
+        let mut memory = self.memory();
+        if memory.changed {
+            let sorted: BTreeMap<_, _> = memory.files.iter().collect();
+            super::layout::write_atomic(path, &serde_json::to_vec(&sorted)?)?;
+            memory.changed = false;
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The digest of a file's content, of a folder's tree, or of a zip archive's members.
+    pub fn digest(&self, path: &Path) -> Result<Digest, ExternalError> {
+        let path = std::path::absolute(path).map_err(|error| unreadable(path, error))?;
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => self.folder(&path),
+            Ok(_) => self.file(&path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(ExternalError::Missing(path)),
+            Err(error) => Err(unreadable(&path, error)),
+        }
+    }
+
+    fn file(&self, path: &Path) -> Result<Digest, ExternalError> {
+        let mut before = stat(path)?;
+        if let Some(known) = self.memory().files.get(path).filter(|known| known.stat == before) {
+            return Ok(known.digest);
+        }
+        for _ in 0..3 {
+            let start = now();
+            let archive = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("zip"));
+            let digest = if archive { archive_digest(path)? } else { file_digest(path).map_err(|error| unreadable(path, error))? };
+            let after = stat(path)?;
+            if after != before {
+                before = after;
+                continue;
+            }
+            if settled(&after, start) {
+                let mut memory = self.memory();
+                memory.files.insert(path.to_path_buf(), Known { stat: after, digest });
+                memory.changed = true;
+            }
+            return Ok(digest);
+        }
+        Err(ExternalError::Unsteady(path.to_path_buf()))
+    }
+
+    /// Links are followed, as model folders are often made of them.
+    fn folder(&self, root: &Path) -> Result<Digest, ExternalError> {
+        let mut files = Vec::new();
+        let mut above = Vec::new();
+        list(root, String::new(), &mut above, &mut files)?;
+        files.sort();
+        let digests: Vec<Digest> = files.par_iter().map(|(_, path)| self.file(path)).collect::<Result<_, _>>()?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"flow folder 1");
+        for ((name, _), digest) in files.iter().zip(digests) {
+            member(&mut hasher, name, &digest);
+        }
+        Ok(hasher.finalize().into())
+    }
+}
+
+fn list(folder: &Path, prefix: String, above: &mut Vec<PathBuf>, files: &mut Vec<(String, PathBuf)>) -> Result<(), ExternalError> {
+    let real = fs::canonicalize(folder).map_err(|error| unreadable(folder, error))?;
+    if above.contains(&real) {
+        return Err(ExternalError::Unreadable { path: folder.to_path_buf(), message: "the link leads to a folder that it is in".to_owned() });
+    }
+    above.push(real);
+    for item in fs::read_dir(folder).map_err(|error| unreadable(folder, error))? {
+        let item = item.map_err(|error| unreadable(folder, error))?;
+        let name = format!("{prefix}{}", item.file_name().to_string_lossy());
+        let metadata = std::fs::metadata(item.path()).map_err(|error| unreadable(&item.path(), error))?;
+        if metadata.is_dir() {
+            list(&item.path(), format!("{name}/"), above, files)?;
+        } else {
+            files.push((name, item.path()));
+        }
+    }
+    above.pop();
+    Ok(())
+}
+
+fn member(hasher: &mut blake3::Hasher, name: &str, digest: &Digest) {
+    hasher.update(&(name.len() as u64).to_le_bytes());
+    hasher.update(name.as_bytes());
+    hasher.update(digest.as_bytes());
+}
+
+/// The digest of a zip archive: names and contents of its files in order of name, so that compression, times and the
+/// order in the container do not matter. A single folder at the top (as code hosts put in) is left out of the names.
+pub fn archive_digest(path: &Path) -> Result<Digest, ExternalError> {
+    let broken = |error: &dyn std::fmt::Display| ExternalError::Archive { path: path.to_path_buf(), message: error.to_string() };
+    let bytes = fs::read(path).map_err(|error| unreadable(path, error))?;
+    let archive = zip::ZipArchive::new(std::io::Cursor::new(&bytes[..])).map_err(|error| broken(&error))?;
+    let mut members: Vec<(String, usize)> = Vec::new();
+    let mut names = archive.clone();
+    for index in 0..names.len() {
+        let file = names.by_index_raw(index).map_err(|error| broken(&error))?;
+        if !file.is_dir() {
+            members.push((file.name().map_err(|error| broken(&error))?.into_owned(), index));
+        }
+    }
+    let top = members.first().and_then(|(name, _)| name.split_once('/')).map(|(top, _)| format!("{top}/"));
+    if let Some(top) = top.filter(|top| members.iter().all(|(name, _)| name.starts_with(top.as_str()))) {
+        for (name, _) in &mut members {
+            name.drain(..top.len());
+        }
+    }
+    members.sort();
+    let content = |archive: &mut zip::ZipArchive<_>, index: usize| -> Result<Digest, ExternalError> {
+        let mut file = archive.by_index(index).map_err(|error| broken(&error))?;
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).map_err(|error| broken(&error))?;
+        Ok(Digest::of(content))
+    };
+    let digests: Result<Vec<Digest>, ExternalError> =
+        members.par_iter().map_init(|| archive.clone(), |archive, (_, index)| content(archive, *index)).collect();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"flow archive 1");
+    for ((name, _), digest) in members.iter().zip(digests?) {
+        member(&mut hasher, name, &digest);
+    }
+    Ok(hasher.finalize().into())
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> ExternalError {
+    ExternalError::Unreadable { path: path.to_path_buf(), message: error.to_string() }
+}
+
+fn stat(path: &Path) -> Result<Stat, ExternalError> {
+    let metadata = std::fs::metadata(path).map_err(|error| unreadable(path, error))?;
+    let ctime = metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
+    Ok(Stat { size: metadata.len(), mtime: mtime(&metadata), ctime, inode: metadata.ino(), device: metadata.dev() })
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// Whether a later change would surely show in the times: file systems with whole seconds need longer.
+fn settled(stat: &Stat, hashed: i64) -> bool {
+    let last = stat.mtime.max(stat.ctime);
+    let grain = if last % 1_000_000_000 == 0 { 2_000_000_000 } else { 50_000_000 };
+    last.saturating_add(grain) < hashed
+}

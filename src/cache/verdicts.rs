@@ -1,0 +1,64 @@
+//! Answers of a judge, kept by what was asked, so that they outlive an edit of the stage that asked.
+
+use std::collections::HashMap;
+
+use duckdb::params;
+use serde::{Deserialize, Serialize};
+
+use super::{Cache, CacheError};
+use crate::digest::Digest;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    pub choice: i64,
+    pub probability: f64,
+    /// JSON, for the op that wrote it.
+    pub detail: String,
+}
+
+impl Cache {
+    /// The verdicts that are there, by key.
+    pub fn verdicts_get(&self, keys: &[Digest]) -> Result<HashMap<Digest, Verdict>, CacheError> {
+        if keys.is_empty() || !self.database.path().exists() {
+            return Ok(HashMap::new());
+        }
+        let connection = self.database.connection()?;
+        connection.execute_batch("create temp table asked (digest varchar)")?;
+        let mut asked = connection.appender_to_catalog_and_db("asked", "temp", "main")?;
+        for key in keys {
+            asked.append_row([key.to_string()])?;
+        }
+        asked.flush()?;
+        drop(asked);
+        let sql = "select digest, any_value(choice), any_value(probability), any_value(detail)
+            from verdicts semi join asked using (digest) group by digest";
+        let mut statement = connection.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        let mut found = HashMap::new();
+        while let Some(row) = rows.next()? {
+            let digest: String = row.get(0)?;
+            let digest = digest.parse().map_err(|error| {
+                CacheError::Damaged { path: self.database.path().to_path_buf(), message: format!("`verdicts.digest`: {error}") }
+            })?;
+            found.insert(digest, Verdict { choice: row.get(1)?, probability: row.get(2)?, detail: row.get(3)? });
+        }
+        Ok(found)
+    }
+
+    /// Keeps verdicts; when this returns they survive a crash. Those already there are not written again.
+    pub fn verdicts_put(&self, verdicts: &[(Digest, Verdict)]) -> Result<(), CacheError> {
+        let keys: Vec<Digest> = verdicts.iter().map(|(key, _)| *key).collect();
+        let mut known: std::collections::HashSet<Digest> = self.verdicts_get(&keys)?.into_keys().collect();
+        let connection = self.database.connection()?;
+        connection.execute_batch("begin")?;
+        let mut appender = connection.appender("verdicts")?;
+        for (key, verdict) in verdicts {
+            if known.insert(*key) {
+                appender.append_row(params![key.to_string(), verdict.choice, verdict.probability, verdict.detail])?;
+            }
+        }
+        appender.flush()?;
+        drop(appender);
+        connection.execute_batch("commit").map_err(|error| CacheError::database(error, self.database.path()))
+    }
+}
