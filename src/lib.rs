@@ -12,6 +12,7 @@
 pub mod cache;
 pub mod config;
 pub mod digest;
+pub mod download;
 pub mod engine;
 pub mod graph;
 pub mod metrics;
