@@ -6,6 +6,7 @@
 mod catalog;
 mod context;
 mod error;
+mod source;
 mod table;
 
 pub use catalog::Catalog;
