@@ -10,6 +10,7 @@ use hf_hub::repository::{RepoTreeEntry, RepoTypeModel};
 use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, split_id};
 
 use super::{ModelError, local};
+use crate::download::chain;
 
 /// Where models come from; `None` leaves it to the environment (`HF_ENDPOINT`, `HF_HUB_CACHE` or `HF_HOME`).
 pub(super) struct Hub {
@@ -284,20 +285,6 @@ fn is_unreachable(error: &HFError) -> bool {
         HFError::Http { context } => context.status.is_server_error(),
         _ => false,
     }
-}
-
-/// The error with its causes, the last of which says what happened.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 #[derive(Default)]

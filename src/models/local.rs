@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::ModelError;
+use crate::cache::ExternalError;
 use crate::digest::Digest;
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -33,10 +34,10 @@ pub fn is_part(name: &str) -> bool {
 /// The digest of a model: of the GGUF file, or over the names and digests of the folder's [parts](is_part).
 pub fn digest(
     path: &Path,
-    of_file: &dyn Fn(&Path) -> io::Result<Digest>,
+    of_file: &dyn Fn(&Path) -> Result<Digest, ExternalError>,
 ) -> Result<Digest, ModelError> {
     let shown = path.display();
-    let unreadable = |error: io::Error| {
+    let unreadable = |error: &dyn std::fmt::Display| {
         ModelError::new(
             format!("the model `{shown}` cannot be read: {error}"),
             "check the file and its permissions",
@@ -47,11 +48,11 @@ pub fn digest(
             format!("there is no model at `{shown}`"),
             "give a GGUF file, a model folder, or `hf: owner/name`",
         )),
-        Err(error) => Err(unreadable(error)),
+        Err(error) => Err(unreadable(&error)),
         Ok(metadata) if metadata.is_dir() => {
             let mut hasher = blake3::Hasher::new();
             for name in &check(path)? {
-                let digest = of_file(&path.join(name)).map_err(unreadable)?;
+                let digest = of_file(&path.join(name)).map_err(|error| unreadable(&error))?;
                 hasher.update(format!("{name}\n{digest}\n").as_bytes());
             }
             Ok(hasher.finalize().into())
@@ -65,7 +66,7 @@ pub fn digest(
                     "a model is a GGUF file or a folder with `config.json`, safetensors and `tokenizer.json`",
                 ));
             }
-            of_file(path).map_err(unreadable)
+            of_file(path).map_err(|error| unreadable(&error))
         }
     }
 }
@@ -89,13 +90,13 @@ fn parts(folder: &Path) -> io::Result<BTreeSet<String>> {
 /// The names of a folder's parts, sorted, once nothing is missing.
 pub fn check(folder: &Path) -> Result<BTreeSet<String>, ModelError> {
     let shown = folder.display();
-    let unreadable = |error: io::Error| {
+    let unreadable = |error: &dyn std::fmt::Display| {
         ModelError::new(
             format!("the model folder `{shown}` cannot be read: {error}"),
             "check its permissions",
         )
     };
-    let parts = parts(folder).map_err(unreadable)?;
+    let parts = parts(folder).map_err(|error| unreadable(&error))?;
     let lacks = |what: &str, help: &str| {
         Err(ModelError::new(
             format!("the model folder `{shown}` has no {what}"),
@@ -170,7 +171,10 @@ mod tests {
     }
 
     fn of(folder: &tempfile::TempDir) -> Result<Digest, String> {
-        digest(folder.path(), &|path| fs_err::read(path).map(Digest::of)).map_err(|error| {
+        digest(folder.path(), &|path| {
+            Ok(Digest::of(std::fs::read(path).unwrap()))
+        })
+        .map_err(|error| {
             error
                 .to_string()
                 .replace(&folder.path().display().to_string(), "base")
@@ -224,7 +228,7 @@ mod tests {
         let folder = folder(&[("a.gguf", "GGUF and more"), ("b.gguf", "<html>")]);
         let of = |name: &str| {
             digest(&folder.path().join(name), &|path| {
-                fs_err::read(path).map(Digest::of)
+                Ok(Digest::of(std::fs::read(path).unwrap()))
             })
         };
         assert_eq!(of("a.gguf").unwrap(), Digest::of("GGUF and more"));

@@ -9,9 +9,9 @@ mod local;
 
 pub use local::is_part;
 
-use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::cache::ExternalError;
 use crate::config::ModelSpec;
 use crate::digest::Digest;
 
@@ -49,7 +49,7 @@ pub struct Resolver<'a> {
     /// No request leaves this machine.
     pub offline: bool,
     /// The digest of a file's content; the caller may remember it by size and time.
-    pub digest: &'a dyn Fn(&Path) -> io::Result<Digest>,
+    pub digest: &'a dyn Fn(&Path) -> Result<Digest, ExternalError>,
     /// Told what is fetched, with bytes done and in total (0: not known yet).
     pub fetching: &'a dyn Fn(&str, u64, u64),
 }
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     fn resolve(spec: ModelSpec) -> Result<Resolved, ModelError> {
-        let digest = |path: &Path| fs_err::read(path).map(Digest::of);
+        let digest = |path: &Path| Ok(Digest::of(std::fs::read(path).unwrap()));
         Resolver {
             root: Path::new("/nowhere"),
             offline: true,
