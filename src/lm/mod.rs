@@ -1,1 +1,27 @@
-pub fn probe() { let t = tch::Tensor::ones([2,2], tch::kind::FLOAT_CPU); assert!(t.sum(tch::Kind::Float).double_value(&[]) == 4.0); }
+//! The language-model runtime: loads decoder models (llama and qwen3 families) and a BERT sentence encoder, and runs
+//! them to judge, generate, embed and train.
+//!
+//! Owns everything that touches libtorch; `ops` call it through the re-exports below. It never reads the environment,
+//! prints, opens a network connection, or knows about pipelines, tables or caches.
+
+mod attention;
+mod config;
+mod decoder;
+mod device;
+mod error;
+mod linear;
+mod rope;
+mod safetensors_file;
+mod weights;
+
+#[cfg(test)]
+mod parity;
+
+pub use attention::causal_varlen;
+pub use config::{Family, ModelConfig, Rope, RopeScaling};
+pub use decoder::{Batch, Decoder, Layer};
+pub use device::{DeviceChoice, DtypeChoice, Placement};
+pub use error::LmError;
+pub use linear::{Linear, LinearGroup};
+pub use rope::RotaryTable;
+pub use weights::{LinearWeight, Nf4Parts, Weights};
