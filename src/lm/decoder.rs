@@ -211,7 +211,8 @@ impl Layer {
     }
 }
 
-/// Root mean square norm (Zhang & Sennrich 2019, arXiv:1910.07467).
+/// Root mean square norm (Zhang & Sennrich 2019, arXiv:1910.07467). Normalised in f32 and rounded to the model's kind
+/// before the weight is applied, as the reference does.
 struct RmsNorm {
     weight: Tensor,
     eps: f64,
@@ -232,7 +233,7 @@ impl RmsNorm {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.rms_norm(self.weight.size(), Some(&self.weight), self.eps)
+        x.rms_norm(self.weight.size(), None::<&Tensor>, self.eps) * &self.weight
     }
 }
 

@@ -65,9 +65,10 @@ impl Frequencies {
 }
 
 impl RotaryTable {
-    /// Rotates every head. `x`: [T, heads, head_dim].
+    /// Rotates every head. `x`: [T, heads, head_dim]. Each product is rounded to the model's kind before the sum, as the
+    /// reference does: in bf16 a fused multiply-add picks other tokens at near ties.
     pub fn apply(&self, x: &Tensor) -> Tensor {
         let half = x.size()[2] / 2;
-        (x * &self.cos).addcmul(&x.roll(half, 2), &self.signed_sin)
+        x * &self.cos + x.roll(half, 2) * &self.signed_sin
     }
 }
