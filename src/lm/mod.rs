@@ -8,10 +8,15 @@ mod attention;
 mod config;
 mod decoder;
 mod device;
+mod dtype;
+mod dynamic_map;
 mod error;
+mod int8;
 mod linear;
+mod nf4;
 mod rope;
 mod safetensors_file;
+mod schedule;
 mod weights;
 
 #[cfg(test)]
@@ -21,7 +26,11 @@ pub use attention::causal_varlen;
 pub use config::{Family, ModelConfig, Rope, RopeScaling};
 pub use decoder::{Batch, Decoder, Layer};
 pub use device::{DeviceChoice, DtypeChoice, Placement};
+pub use dynamic_map::DynamicMap;
 pub use error::LmError;
+pub use int8::Int8;
 pub use linear::{Linear, LinearGroup};
+pub use nf4::Nf4;
 pub use rope::RotaryTable;
+pub use schedule::{LearningRate, Schedule};
 pub use weights::{LinearWeight, Nf4Parts, Weights};

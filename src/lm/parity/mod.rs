@@ -2,6 +2,7 @@
 //! fixture letter. The fixtures lie in `$FLOW_FIXTURES`, else in `tests/fixtures`; every shape comes from them.
 
 mod a_logits;
+mod c_quantization;
 
 use std::path::PathBuf;
 
@@ -57,4 +58,16 @@ fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f64) {
         difference <= tolerance,
         "differs by {difference}, allowed {tolerance}"
     );
+}
+
+/// Bitwise equality of value, shape and kind.
+#[track_caller]
+fn assert_same(found: &Tensor, expected: &Tensor) {
+    assert_eq!(found.size(), expected.size());
+    assert_eq!(found.kind(), expected.kind());
+    let differing = found
+        .not_equal_tensor(expected)
+        .sum(Kind::Int64)
+        .int64_value(&[]);
+    assert_eq!(differing, 0, "of {} elements", found.numel());
 }
