@@ -4,6 +4,7 @@
 //! Owns everything that touches libtorch; `ops` call it through the re-exports below. It never reads the environment,
 //! prints, opens a network connection, or knows about pipelines, tables or caches.
 
+mod adamw;
 mod attention;
 mod config;
 mod decoder;
@@ -22,6 +23,7 @@ mod weights;
 #[cfg(test)]
 mod parity;
 
+pub use adamw::{AdamW, AdamWConfig, Optimizer};
 pub use attention::causal_varlen;
 pub use config::{Family, ModelConfig, Rope, RopeScaling};
 pub use decoder::{Batch, Decoder, Layer};
