@@ -14,6 +14,13 @@ pub enum LmError {
         source: std::io::Error,
     },
 
+    #[error("cannot write `{}`: {source}", path.display())]
+    #[diagnostic(help("check that the folder exists, is writable and has space"))]
+    Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+
     /// The bytes do not follow the format their name promises.
     #[error("`{}` is not a usable {format} file: {reason}", path.display())]
     #[diagnostic(help("the file is damaged or incomplete; fetch or convert it again"))]
@@ -69,6 +76,10 @@ pub enum LmError {
     #[error("{0}")]
     Choices(String),
 
+    #[error("adapter `{}`: {reason}", path.display())]
+    #[diagnostic(help("use an adapter that was trained from this model, or train it again"))]
+    Adapter { path: PathBuf, reason: String },
+
     /// An error raised inside libtorch, out of memory included (see [`LmError::is_out_of_memory`]).
     #[error("libtorch: {0}")]
     Torch(String),
@@ -79,6 +90,20 @@ impl LmError {
         Self::Read {
             path: path.to_owned(),
             source,
+        }
+    }
+
+    pub fn write(path: &Path, source: std::io::Error) -> Self {
+        Self::Write {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    pub fn adapter(path: &Path, reason: impl ToString) -> Self {
+        Self::Adapter {
+            path: path.to_owned(),
+            reason: reason.to_string(),
         }
     }
 

@@ -5,34 +5,48 @@
 //! prints, opens a network connection, or knows about pipelines, tables or caches.
 
 mod adamw;
+mod adapter;
 mod attention;
+mod backward;
 mod config;
 mod decoder;
 mod device;
 mod dtype;
 mod dynamic_map;
 mod error;
+mod examples;
+mod flat_parameters;
 mod int8;
 mod linear;
+mod lora;
+mod loss;
 mod nf4;
+mod peft;
 mod rope;
 mod safetensors_file;
 mod schedule;
+mod seeds;
+mod tensor_file;
 mod weights;
 
 #[cfg(test)]
 mod parity;
 
 pub use adamw::{AdamW, AdamWConfig, Optimizer};
+pub use adapter::Adapter;
 pub use attention::causal_varlen;
 pub use config::{Family, ModelConfig, Rope, RopeScaling};
 pub use decoder::{Batch, Decoder, Layer};
 pub use device::{DeviceChoice, DtypeChoice, Placement};
 pub use dynamic_map::DynamicMap;
 pub use error::LmError;
+pub use examples::Example;
+pub use flat_parameters::FlatParameters;
 pub use int8::Int8;
-pub use linear::{Linear, LinearGroup};
+pub use linear::{Linear, Quantization};
+pub use lora::LoraConfig;
 pub use nf4::Nf4;
+pub use peft::{SavedAdapter, check_template, load_adapter, read_adapter, write_adapter};
 pub use rope::RotaryTable;
 pub use schedule::{LearningRate, Schedule};
 pub use weights::{LinearWeight, Nf4Parts, Weights};
