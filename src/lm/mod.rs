@@ -5,23 +5,31 @@
 //! prints, opens a network connection, or knows about pipelines, tables or caches.
 
 mod attention;
+mod chat;
 mod config;
 mod decoder;
 mod device;
 mod error;
+mod ggml;
+mod gguf;
 mod linear;
+mod model;
 mod rope;
 mod safetensors_file;
+mod tokenizer;
 mod weights;
 
 #[cfg(test)]
 mod parity;
 
 pub use attention::causal_varlen;
+pub use chat::{ChatTemplate, Message};
 pub use config::{Family, ModelConfig, Rope, RopeScaling};
 pub use decoder::{Batch, Decoder, Layer};
 pub use device::{DeviceChoice, DtypeChoice, Placement};
 pub use error::LmError;
 pub use linear::{Linear, LinearGroup};
+pub use model::{LanguageModel, LoadOptions};
 pub use rope::RotaryTable;
+pub use tokenizer::Tokenizer;
 pub use weights::{LinearWeight, Nf4Parts, Weights};
