@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::LmError;
+use super::gguf::GgufFile;
 
 /// Decoder families. They differ in the per-head norm of queries and keys, which only qwen3 has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,8 +188,103 @@ impl ModelConfig {
         .map_err(corrupt)
     }
 
+    /// Reads the metadata of a GGUF file.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_hf`].
+    pub(super) fn from_gguf(file: &GgufFile) -> Result<Self, LmError> {
+        let path = file.path();
+        let corrupt = |reason: String| LmError::corrupt(path, "GGUF", reason);
+        let architecture = file.text("general.architecture").unwrap_or_default();
+        let family = Family::from_name(architecture)
+            .ok_or_else(|| LmError::unsupported(path, format!("architecture `{architecture}`")))?;
+        for (found, what) in [
+            (
+                file.integer("split.count").is_some_and(|count| count > 1),
+                "a GGUF split over several files",
+            ),
+            (
+                file.integer(&format!("{architecture}.expert_count"))
+                    .is_some_and(|count| count > 0),
+                "experts",
+            ),
+            (
+                file.shape("blk.0.attn_q.bias").is_some(),
+                "attention biases",
+            ),
+            (
+                file.shape("rope_freqs.weight").is_some(),
+                "rope scaling `llama3` from a GGUF",
+            ),
+        ] {
+            if found {
+                return Err(LmError::unsupported(path, what));
+            }
+        }
+        let optional = |key: &str| file.integer(&format!("{architecture}.{key}"));
+        let integer = |key: &str| {
+            optional(key).ok_or_else(|| corrupt(format!("no integer `{architecture}.{key}`")))
+        };
+        let float = |key: &str| file.float(&format!("{architecture}.{key}"));
+
+        let scaling = match file.text(&format!("{architecture}.rope.scaling.type")) {
+            None | Some("none") => RopeScaling::None,
+            Some("linear") => RopeScaling::Linear {
+                factor: float("rope.scaling.factor")
+                    .filter(|factor| factor.is_finite() && *factor > 0.0)
+                    .ok_or_else(|| {
+                        corrupt("rope scaling `linear` needs a positive factor".into())
+                    })?,
+            },
+            Some(other) => {
+                return Err(LmError::unsupported(
+                    path,
+                    format!("rope scaling `{other}`"),
+                ));
+            }
+        };
+        let heads = integer("attention.head_count")?;
+        let hidden = integer("embedding_length")?;
+        let head_dim = match optional("attention.key_length") {
+            Some(length) => length,
+            None => hidden.checked_div(heads).unwrap_or(0),
+        };
+        if optional("rope.dimension_count").is_some_and(|dimensions| dimensions != head_dim) {
+            return Err(LmError::unsupported(
+                path,
+                "rotation of a part of each head",
+            ));
+        }
+        let embedding = file.shape("token_embd.weight");
+        let embedding =
+            embedding.ok_or_else(|| LmError::missing(path, "tensor token_embd.weight"))?;
+        Self {
+            family,
+            layers: integer("block_count")?,
+            hidden,
+            heads,
+            kv_heads: optional("attention.head_count_kv").unwrap_or(heads),
+            head_dim,
+            intermediate: integer("feed_forward_length")?,
+            vocab: embedding[0] as i64,
+            context: integer("context_length")?,
+            norm_eps: float("attention.layer_norm_rms_epsilon").ok_or_else(|| {
+                corrupt(format!(
+                    "no float `{architecture}.attention.layer_norm_rms_epsilon`"
+                ))
+            })?,
+            rope: Rope {
+                theta: float("rope.freq_base").unwrap_or(10_000.0),
+                scaling,
+            },
+            tied: file.shape("output.weight").is_none(),
+        }
+        .checked()
+        .map_err(corrupt)
+    }
+
     /// Rejects numbers that would allocate absurd tensors or divide by zero later.
-    pub(super) fn checked(self) -> Result<Self, String> {
+    fn checked(self) -> Result<Self, String> {
         let counts = [
             ("layers", self.layers, 1 << 12),
             ("hidden size", self.hidden, 1 << 20),

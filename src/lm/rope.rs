@@ -45,13 +45,6 @@ impl Frequencies {
         }
     }
 
-    /// Divides each frequency by a factor of its own (the `rope_freqs` tensor of GGUF files), f32 [head_dim / 2].
-    pub(super) fn divided_by(self, factors: &Tensor) -> Self {
-        Self {
-            inverse: self.inverse / factors,
-        }
-    }
-
     /// `positions`: i64 [T].
     pub(super) fn table(&self, positions: &Tensor, kind: Kind) -> RotaryTable {
         let angles = positions.to_kind(Kind::Float).unsqueeze(1) * self.inverse.unsqueeze(0);

@@ -30,16 +30,8 @@ impl SafetensorsFile {
         })
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(super) fn names(&self) -> impl Iterator<Item = String> {
         self.metadata.tensors().into_keys()
-    }
-
-    pub(super) fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.metadata.info(name)
     }
 
     /// The tensor on the CPU in its stored kind, copied out of the mapping.
@@ -63,11 +55,6 @@ impl SafetensorsFile {
         };
         let shape: Vec<i64> = info.shape.iter().map(|&size| size as i64).collect();
         Ok(Tensor::f_from_data_size(bytes, &shape, kind)?)
-    }
-
-    /// The stored bytes of a tensor.
-    pub(super) fn bytes(&self, name: &str) -> Result<&[u8], LmError> {
-        Ok(self.view(name)?.1)
     }
 
     fn view(&self, name: &str) -> Result<(&TensorInfo, &[u8]), LmError> {

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
+use super::gguf::GgufFile;
 use super::safetensors_file::SafetensorsFile;
-use super::{LmError, Placement};
+use super::{Family, LmError, Placement};
 
 /// A checkpoint opened for reading. Nothing is copied until a tensor is asked for.
 pub struct Weights {
@@ -21,6 +22,16 @@ enum Source {
         files: Vec<SafetensorsFile>,
         file_of: BTreeMap<String, usize>,
     },
+    Gguf {
+        file: GgufFile,
+        permuted: Option<PermutedHeads>,
+    },
+}
+
+/// Llama GGUFs store each query and key head with its two rotary halves interleaved.
+struct PermutedHeads {
+    heads: i64,
+    kv_heads: i64,
 }
 
 /// The weight of a linear layer as the checkpoint stores it.
@@ -66,6 +77,15 @@ impl Weights {
         })
     }
 
+    /// Takes the tensors of an opened GGUF, renamed to the names of Hugging Face checkpoints.
+    pub(super) fn from_gguf(file: GgufFile, family: Family, heads: i64, kv_heads: i64) -> Self {
+        let permuted = (family == Family::Llama).then_some(PermutedHeads { heads, kv_heads });
+        Self {
+            path: file.path().to_owned(),
+            source: Source::Gguf { file, permuted },
+        }
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -73,6 +93,9 @@ impl Weights {
     pub fn contains(&self, name: &str) -> bool {
         match &self.source {
             Source::Safetensors { file_of, .. } => file_of.contains_key(name),
+            Source::Gguf { file, .. } => {
+                gguf_name(name).is_some_and(|name| file.shape(&name).is_some())
+            }
         }
     }
 
@@ -83,7 +106,6 @@ impl Weights {
         shape: &[i64],
         placement: Placement,
     ) -> Result<Tensor, LmError> {
-        let Source::Safetensors { .. } = &self.source;
         let tensor = self.stored(name)?;
         if tensor.size() != shape {
             return Err(LmError::Shape {
@@ -123,15 +145,14 @@ impl Weights {
 
     fn nf4(&self, name: &str) -> Result<Nf4Parts, LmError> {
         let state_name = format!("{name}.{NF4_STATE}");
-        let state = serde_json::from_slice(self.file(&state_name)?.bytes(&state_name)?).map_err(
-            |error| {
-                LmError::corrupt(
-                    &self.path,
-                    "safetensors",
-                    format!("`{state_name}`: {error}"),
-                )
-            },
-        )?;
+        let bytes = Vec::<u8>::try_from(self.stored(&state_name)?)?;
+        let state = serde_json::from_slice(&bytes).map_err(|error| {
+            LmError::corrupt(
+                &self.path,
+                "safetensors",
+                format!("`{state_name}`: {error}"),
+            )
+        })?;
         let nested = match self.contains(&format!("{name}.nested_absmax")) {
             false => None,
             true => Some((
@@ -148,18 +169,67 @@ impl Weights {
         })
     }
 
-    /// A tensor as stored, on the CPU.
+    /// A tensor as stored, on the CPU, in the layout of Hugging Face checkpoints.
     fn stored(&self, name: &str) -> Result<Tensor, LmError> {
-        self.file(name)?.tensor(name)
+        let missing = || LmError::missing(&self.path, format!("tensor {name}"));
+        match &self.source {
+            Source::Safetensors { files, file_of } => {
+                files[*file_of.get(name).ok_or_else(missing)?].tensor(name)
+            }
+            Source::Gguf { file, permuted } => {
+                let tensor = file.tensor(&gguf_name(name).ok_or_else(missing)?)?;
+                match permuted {
+                    Some(heads) => heads.restore(name, tensor),
+                    None => Ok(tensor),
+                }
+            }
+        }
     }
+}
 
-    fn file(&self, name: &str) -> Result<&SafetensorsFile, LmError> {
-        let Source::Safetensors { files, file_of } = &self.source;
-        let index = file_of
-            .get(name)
-            .ok_or_else(|| LmError::missing(&self.path, format!("tensor {name}")))?;
-        Ok(&files[*index])
+impl PermutedHeads {
+    /// Undoes the permutation of query and key weights [heads · D, in]; other tensors pass.
+    fn restore(&self, name: &str, tensor: Tensor) -> Result<Tensor, LmError> {
+        let heads = match name {
+            _ if name.ends_with("self_attn.q_proj.weight") => self.heads,
+            _ if name.ends_with("self_attn.k_proj.weight") => self.kv_heads,
+            _ => return Ok(tensor),
+        };
+        let shape = tensor.size();
+        let pairs = shape[0] / heads / 2;
+        let split = tensor.f_reshape([heads, pairs, 2, shape[1]])?;
+        Ok(split.f_transpose(1, 2)?.f_reshape(&shape)?)
     }
+}
+
+/// The GGUF name of a Hugging Face tensor name.
+fn gguf_name(name: &str) -> Option<String> {
+    let name = name.strip_suffix(".weight")?;
+    let Some(rest) = name.strip_prefix("model.layers.") else {
+        let name = match name {
+            "model.embed_tokens" => "token_embd",
+            "model.norm" => "output_norm",
+            "lm_head" => "output",
+            _ => return None,
+        };
+        return Some(format!("{name}.weight"));
+    };
+    let (layer, part) = rest.split_once('.')?;
+    let part = match part {
+        "input_layernorm" => "attn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "self_attn.q_norm" => "attn_q_norm",
+        "self_attn.k_norm" => "attn_k_norm",
+        "post_attention_layernorm" => "ffn_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        _ => return None,
+    };
+    Some(format!("blk.{layer}.{part}.weight"))
 }
 
 /// The weight files of a model folder: those its index names, else `model.safetensors`.
@@ -188,4 +258,46 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>, LmError> {
         names.insert(name.ok_or_else(|| corrupt(format!("{value} is not a file name")))?);
     }
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(folder: &Path) -> String {
+        Weights::open(folder)
+            .err()
+            .unwrap()
+            .to_string()
+            .replace(&folder.display().to_string(), "M")
+    }
+
+    #[test]
+    fn damaged_folders_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        insta::assert_snapshot!(error(folder.path()), @"`M` has no `model.safetensors`");
+
+        std::fs::write(at("model.safetensors"), b"\x10\0\0\0\0\0\0\0{}").unwrap();
+        insta::assert_snapshot!(error(folder.path()), @"`M/model.safetensors` is not a usable safetensors file: invalid header length");
+
+        let index = at("model.safetensors.index.json");
+        std::fs::write(&index, br#"{"weight_map": {"a": "../a.safetensors"}}"#).unwrap();
+        insta::assert_snapshot!(error(folder.path()), @r#"`M/model.safetensors.index.json` is not a usable safetensors index file: "../a.safetensors" is not a file name"#);
+        std::fs::write(&index, b"\xff\xfe").unwrap();
+        insta::assert_snapshot!(error(folder.path()), @"`M/model.safetensors.index.json` is not a usable safetensors index file: expected value at line 1 column 1");
+    }
+
+    #[test]
+    fn names_map_to_gguf() {
+        assert_eq!(
+            gguf_name("model.embed_tokens.weight").unwrap(),
+            "token_embd.weight"
+        );
+        assert_eq!(
+            gguf_name("model.layers.12.self_attn.o_proj.weight").unwrap(),
+            "blk.12.attn_output.weight"
+        );
+        assert_eq!(gguf_name("model.layers.12.self_attn.o_proj.bias"), None);
+    }
 }

@@ -5,13 +5,18 @@ mod a_logits;
 mod b_lora;
 mod c2_adamw8bit;
 mod c_quantization;
+mod g_text;
+mod h_smollm2;
 
 use std::path::PathBuf;
 
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use super::safetensors_file::SafetensorsFile;
-use super::{Decoder, ModelConfig, Placement, Weights};
+use super::{
+    Decoder, DeviceChoice, DtypeChoice, LanguageModel, LoadOptions, ModelConfig, Placement, Weights,
+};
 
 /// The model families that have fixtures: `tiny_<family>/` and `<letter>_<family>_….`.
 const FAMILIES: [&str; 2] = ["qwen3", "llama"];
@@ -22,6 +27,60 @@ fn fixture(name: &str) -> PathBuf {
         PathBuf::from,
     );
     folder.join(name)
+}
+
+/// A fixture that is not part of the repository: in `$FLOW_FIXTURES`, else beside the repository, else nowhere.
+fn shared_fixture(name: &str) -> Option<PathBuf> {
+    let beside = PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../shared/fixtures/lm"
+    ));
+    [fixture(name), beside.join(name)]
+        .into_iter()
+        .find(|path| path.exists())
+}
+
+fn fixture_json(name: &str) -> Value {
+    let path = fixture(name);
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+fn numbers_of(json: &Value) -> Vec<f64> {
+    json.as_array()
+        .unwrap()
+        .iter()
+        .map(|number| number.as_f64().unwrap())
+        .collect()
+}
+
+fn ids_of(json: &Value) -> Vec<i64> {
+    json.as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_i64().unwrap())
+        .collect()
+}
+
+/// A downloaded model.
+fn model_path(name: &str) -> PathBuf {
+    let home = std::env::var_os("FLOW_HOME").expect("FLOW_HOME is not set; run `make setup`");
+    let path = PathBuf::from(home).join("models").join(name);
+    assert!(
+        path.exists(),
+        "{} is missing; run `make setup`",
+        path.display()
+    );
+    path
+}
+
+/// SmolLM2-135M-Instruct in f32 on the CPU.
+fn smollm2() -> LanguageModel {
+    let options = LoadOptions {
+        device: DeviceChoice::Cpu,
+        dtype: DtypeChoice::F32,
+    };
+    LanguageModel::load(&model_path("smollm2-135m-instruct.gguf"), &options).unwrap()
 }
 
 fn cpu(kind: Kind) -> Placement {
