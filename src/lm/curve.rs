@@ -1,6 +1,7 @@
 //! The course of a training run.
 
 use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
 
 /// One optimizer step.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -46,6 +47,43 @@ pub fn best(curve: &[CurveRow]) -> Option<Best> {
         }
     }
     best
+}
+
+/// The rows as f64 [rows, 7], which keeps every bit; an evaluation that was not made is NaN.
+pub(super) fn curve_tensor(rows: &[CurveRow]) -> Tensor {
+    let numbers: Vec<f64> = rows
+        .iter()
+        .flat_map(|row| {
+            [
+                row.step as f64,
+                row.epoch,
+                row.loss,
+                row.learning_rate,
+                row.grad_norm,
+                row.tokens as f64,
+                row.eval_loss.unwrap_or(f64::NAN),
+            ]
+        })
+        .collect();
+    Tensor::from_slice(&numbers).view([-1, 7])
+}
+
+/// The inverse of [`curve_tensor`].
+pub(super) fn curve_rows(tensor: &Tensor) -> Vec<CurveRow> {
+    let numbers: Vec<f64> =
+        Vec::try_from(tensor.to_kind(Kind::Double).flatten(0, -1)).unwrap_or_default();
+    numbers
+        .chunks_exact(7)
+        .map(|row| CurveRow {
+            step: row[0] as u64,
+            epoch: row[1],
+            loss: row[2],
+            learning_rate: row[3],
+            grad_norm: row[4],
+            tokens: row[5] as u64,
+            eval_loss: (!row[6].is_nan()).then_some(row[6]),
+        })
+        .collect()
 }
 
 #[cfg(test)]

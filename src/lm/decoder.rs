@@ -3,7 +3,7 @@
 
 use tch::{Device, Tensor};
 
-use super::linear::Linear;
+use super::linear::{Linear, Quantization};
 use super::rope::{Frequencies, RotaryTable};
 use super::weights::Weights;
 use super::{LmError, ModelConfig, Placement, attention};
@@ -94,6 +94,20 @@ impl Decoder {
 
     pub fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// Rounds the linear layers of all blocks. The rounded weights are kept decoded, which is as fast as dense ones and
+    /// gives the same numbers, unless `packed` asks for the small form.
+    pub fn quantize(&mut self, quantization: Quantization, packed: bool) -> Result<(), LmError> {
+        for layer in &mut self.layers {
+            for linear in layer.linears_mut() {
+                linear.quantize(quantization)?;
+                if !packed {
+                    linear.unpack();
+                }
+            }
+        }
+        Ok(())
     }
 
     pub fn layers_mut(&mut self) -> &mut [Layer] {

@@ -76,6 +76,26 @@ pub enum LmError {
     #[error("{0}")]
     Choices(String),
 
+    #[error("checkpoint `{}` cannot be continued: {reason}", path.display())]
+    #[diagnostic(help("remove it to train from the start"))]
+    Checkpoint { path: PathBuf, reason: String },
+
+    /// The loss or the gradient is infinite or not a number.
+    #[error("step {step}: the {what} is {value} (rows {})", quoted(rows))]
+    #[diagnostic(help(
+        "lower the learning rate, or look at the rows; the last checkpoint is from before this step"
+    ))]
+    NonFinite {
+        step: u64,
+        what: &'static str,
+        value: f64,
+        rows: Vec<String>,
+    },
+
+    /// The caller asked to stop; what was done so far is saved.
+    #[error("cancelled")]
+    Cancelled,
+
     #[error("adapter `{}`: {reason}", path.display())]
     #[diagnostic(help("use an adapter that was trained from this model, or train it again"))]
     Adapter { path: PathBuf, reason: String },
@@ -83,6 +103,20 @@ pub enum LmError {
     /// An error raised inside libtorch, out of memory included (see [`LmError::is_out_of_memory`]).
     #[error("libtorch: {0}")]
     Torch(String),
+}
+
+/// The first few names in backticks.
+fn quoted(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut text: Vec<String> = names
+        .iter()
+        .take(SHOWN)
+        .map(|name| format!("`{name}`"))
+        .collect();
+    if names.len() > SHOWN {
+        text.push(format!("and {} more", names.len() - SHOWN));
+    }
+    text.join(", ")
 }
 
 impl LmError {

@@ -75,7 +75,10 @@ fn sequences(examples: &[Example], config: &TrainConfig, epoch: u64) -> Vec<Vec<
             }
             None => blocks.push((length, vec![index])),
         }
-        while blocks.get(first_open).is_some_and(|(used, _)| *used >= config.max_length) {
+        while blocks
+            .get(first_open)
+            .is_some_and(|(used, _)| *used >= config.max_length)
+        {
             first_open += 1;
         }
     }
@@ -83,11 +86,11 @@ fn sequences(examples: &[Example], config: &TrainConfig, epoch: u64) -> Vec<Vec<
 }
 
 /// Cuts a micro-batch into runs of at most `max_tokens` tokens; a longer example goes alone. The gradient is the same.
-pub(super) fn split(batch: &[usize], examples: &[Example], max_tokens: usize) -> Vec<Vec<usize>> {
+pub(super) fn split(batch: &[usize], examples: &[Example], max_tokens: u64) -> Vec<Vec<usize>> {
     let mut parts: Vec<Vec<usize>> = Vec::new();
-    let mut used = usize::MAX;
+    let mut used = 0_u64;
     for &index in batch {
-        let length = examples[index].ids.len();
+        let length = examples[index].ids.len() as u64;
         match parts.last_mut() {
             Some(part) if used.saturating_add(length) <= max_tokens => part.push(index),
             _ => {
@@ -151,7 +154,10 @@ mod tests {
                 max_steps: Some(steps),
                 ..config()
             };
-            assert_eq!(TrainPlan::new(&examples(&[1; 10]), &config).total(), steps as u64);
+            assert_eq!(
+                TrainPlan::new(&examples(&[1; 10]), &config).total(),
+                steps as u64
+            );
         }
     }
 
@@ -163,7 +169,12 @@ mod tests {
             ..config()
         };
         let blocks = sequences(&examples, &config, 0);
-        let tokens = |block: &Vec<usize>| block.iter().map(|&index| examples[index].ids.len()).sum::<usize>();
+        let tokens = |block: &Vec<usize>| {
+            block
+                .iter()
+                .map(|&index| examples[index].ids.len())
+                .sum::<usize>()
+        };
         assert!(blocks.iter().all(|block| tokens(block) <= 10));
         let mut all = blocks.concat();
         all.sort_unstable();
@@ -178,6 +189,6 @@ mod tests {
             split(&[0, 1, 2, 3, 4], &examples, 6),
             [vec![0, 1], vec![2], vec![3], vec![4]]
         );
-        assert_eq!(split(&[0, 1], &examples, usize::MAX), [vec![0, 1]]);
+        assert_eq!(split(&[0, 1], &examples, u64::MAX), [vec![0, 1]]);
     }
 }
