@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
+use super::dropout::Dropout;
 use super::flat_parameters::FlatParameters;
 use super::lora::{Dora, LoraUpdate};
 use super::{Decoder, Linear, LmError, LoraConfig, Placement, seeds};
@@ -143,12 +144,11 @@ impl Adapter {
 
     /// Makes the decoder compute with the present parameters. `training` switches dropout on.
     pub fn install(&self, decoder: &mut Decoder, training: bool) -> Result<(), LmError> {
-        let dropout = if training { self.config.dropout } else { 0.0 };
         for (layer, parts) in decoder.layers_mut().iter_mut().zip(&self.layers) {
             for (linear, parts) in layer.linears_mut().into_iter().zip(parts) {
                 let update = match parts.is_empty() {
                     true => None,
-                    false => Some(self.update(linear, parts, dropout)?),
+                    false => Some(self.update(linear, parts, training)?),
                 };
                 linear.set_update(update);
             }
@@ -156,7 +156,12 @@ impl Adapter {
         Ok(())
     }
 
-    fn update(&self, linear: &Linear, parts: &[Part], dropout: f64) -> Result<LoraUpdate, LmError> {
+    fn update(
+        &self,
+        linear: &Linear,
+        parts: &[Part],
+        training: bool,
+    ) -> Result<LoraUpdate, LmError> {
         let Placement { device, kind } = self.placement;
         let value = |slot: usize| self.parameters.value(slot);
         tch::no_grad(|| {
@@ -192,7 +197,7 @@ impl Adapter {
                 a: a.f_to_kind(kind)?.set_requires_grad(true),
                 b: b.f_to_kind(kind)?.set_requires_grad(true),
                 dora,
-                dropout,
+                dropout: training.then(|| Dropout::new(self.config.dropout)),
             })
         })
     }

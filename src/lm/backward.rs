@@ -2,14 +2,14 @@
 //!
 //! Every layer's graph starts at a detached input, so a layer either keeps its graph until the backward pass reaches it
 //! or is computed again from that input (Chen et al. 2016, arXiv:1604.06174). Both give the bits of one graph over the
-//! whole model, dropout included, because the generator is seeded before each layer.
+//! whole model, dropout included, because its mask follows from a seed that each layer gets.
 
 use tch::{Kind, Tensor};
 
 use super::attention::causal_varlen;
 use super::loss::{IGNORED, token_loss};
 use super::rope::RotaryTable;
-use super::{Adapter, Batch, Decoder, Example, LmError, seeds};
+use super::{Adapter, Batch, Decoder, Example, Layer, LmError, seeds};
 
 /// Sequences laid end to end with what is trained in them.
 pub(super) struct TrainBatch {
@@ -81,8 +81,7 @@ pub(super) fn accumulate_gradient(
     let layers = decoder.layers().len();
     let rotary = decoder.rotary(&batch.batch.positions);
     let run = |index: usize, x: &Tensor| {
-        // Dropout draws from libtorch's generator; seeding it makes the second computation repeat the first.
-        tch::manual_seed(seeds::derive("dropout", &[seed, index as u64]) as i64);
+        seed_dropout(&decoder.layers()[index], seed, index);
         batch.layer(decoder, index, x, &rotary)
     };
     // No parameter lies before the first layer, so its input needs no gradient.
@@ -136,6 +135,18 @@ pub(super) fn accumulate_gradient(
         adapter.accumulate(index, &gradients)?;
     }
     Ok(sum)
+}
+
+/// Decides what a layer drops, so that computing it again drops the same.
+pub(super) fn seed_dropout(layer: &Layer, seed: u64, index: usize) {
+    for (place, linear) in layer.linears().into_iter().enumerate() {
+        if let Some(dropout) = linear.update().and_then(|update| update.dropout.as_ref()) {
+            dropout.reseed(seeds::derive(
+                "dropout",
+                &[seed, index as u64, place as u64],
+            ));
+        }
+    }
 }
 
 /// The loss above the last layer and its gradient with respect to that layer's output `x` [T, hidden].

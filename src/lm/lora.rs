@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::dropout::Dropout;
+
 /// The linear layers of a decoder block, by the names of Hugging Face checkpoints.
 pub const ALL_LINEARS: [&str; 7] = [
     "q_proj",
@@ -69,8 +71,8 @@ pub struct LoraUpdate {
     /// [out, P · r]: the scaled B matrices as blocks, zero elsewhere, so that one product serves all parts.
     pub b: Tensor,
     pub dora: Option<Dora>,
-    /// Probability of dropping an element of the input; zero outside training.
-    pub dropout: f64,
+    /// On the input of the update, in training only.
+    pub dropout: Option<Dropout>,
 }
 
 /// Row lengths of DoRA, f32 whatever the layer computes in: the learnt ones differ from `norm` by small steps.
@@ -84,11 +86,9 @@ pub struct Dora {
 impl LoraUpdate {
     /// Adds the update to `y` = x · Wᵀ. `x`: [T, in]; `y`: [T, out], consumed.
     pub fn apply(&self, mut y: Tensor, x: &Tensor) -> Tensor {
-        let low = match self.dropout > 0.0 {
-            true => x
-                .dropout(self.dropout, true)
-                .linear::<Tensor>(&self.a, None),
-            false => x.linear::<Tensor>(&self.a, None),
+        let low = match &self.dropout {
+            Some(dropout) => dropout.apply(x).linear::<Tensor>(&self.a, None),
+            None => x.linear::<Tensor>(&self.a, None),
         };
         // In place: the product before it needs its output for no gradient.
         let y = y.addmm_(&low, &self.b.tr());

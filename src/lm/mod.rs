@@ -14,6 +14,7 @@ mod config;
 mod curve;
 mod decoder;
 mod device;
+mod dropout;
 mod dtype;
 mod dynamic_map;
 mod error;

@@ -1,17 +1,13 @@
-//! Whole training runs against transformers' Trainer, a plain PyTorch loop and bitsandbytes' optimizer; and that a run
-//! does not depend on where it was interrupted or on what it kept in memory.
+//! Whole training runs against transformers' Trainer, a plain PyTorch loop and bitsandbytes' optimizer.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use super::{assert_close, assert_same, fixture, tiny};
-use crate::lm::backward::{TrainBatch, accumulate_gradient};
-use crate::lm::loss::token_loss;
+use super::{assert_close, fixture, tiny};
 use crate::lm::{
-    Adapter, Batch, Decoder, Example, IGNORED, LmError, LoraConfig, Optimizer, Recompute,
-    StepReport, TrainConfig, TrainHooks, TrainReport, causal_varlen, train_decoder,
+    Adapter, Decoder, Example, LoraConfig, Optimizer, TrainConfig, TrainHooks, TrainReport,
 };
 
 fn json(name: &str) -> Value {
@@ -23,7 +19,7 @@ fn integers(value: &Value) -> Vec<i64> {
     numbers.map(|number| number.as_i64().unwrap()).collect()
 }
 
-fn dataset() -> Vec<Example> {
+pub(super) fn dataset() -> Vec<Example> {
     let rows = json("d_dataset.json");
     let rows = rows.as_array().unwrap().iter().enumerate();
     rows.map(|(index, row)| Example {

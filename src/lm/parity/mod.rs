@@ -5,6 +5,7 @@ mod a_logits;
 mod b_lora;
 mod c2_adamw8bit;
 mod c_quantization;
+mod d_invariance;
 mod d_training;
 mod g_text;
 mod h_smollm2;
