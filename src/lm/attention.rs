@@ -40,3 +40,38 @@ fn causal(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
     .squeeze_dim(0)
     .transpose(0, 1)
 }
+
+/// New tokens of one sequence against all its tokens so far, under an explicit mask.
+///
+/// `q`: [s, heads, D]; `k`, `v`: [L, kv_heads, D]; `mask`: [s, L], 0 or −∞, of the kind of `q`. Returns [s, heads · D].
+pub(super) fn masked(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {
+    let batched = |x: &Tensor| x.transpose(0, 1).unsqueeze(0);
+    let output = Tensor::scaled_dot_product_attention(
+        &batched(q),
+        &batched(k),
+        &batched(v),
+        Some(mask),
+        0.0,
+        false,
+        None,
+        true,
+    );
+    output
+        .squeeze_dim(0)
+        .transpose(0, 1)
+        .reshape([q.size()[0], -1])
+}
+
+/// One new token per row against the row's cache.
+///
+/// `q`: [B, heads, D]; `k`, `v`: [B, kv_heads, L, D]; `mask`: [B, 1, 1, L], 0 or −∞. Returns [B, heads · D].
+pub(super) fn decode(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {
+    let [rows, heads, dim] = q.size()[..] else {
+        unreachable!("q has three dimensions")
+    };
+    let kv_heads = k.size()[1];
+    // The query heads that share a key head become its query positions: nothing is repeated.
+    let q = q.reshape([rows, kv_heads, heads / kv_heads, dim]);
+    Tensor::scaled_dot_product_attention(&q, k, v, Some(mask), 0.0, false, None, false)
+        .reshape([rows, heads * dim])
+}

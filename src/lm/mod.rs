@@ -6,16 +6,21 @@
 
 mod attention;
 mod chat;
+mod choose;
 mod config;
 mod decoder;
 mod device;
 mod error;
+mod generate;
 mod ggml;
 mod gguf;
+mod guard;
+mod kv;
 mod linear;
 mod model;
 mod rope;
 mod safetensors_file;
+mod sample;
 mod tokenizer;
 mod weights;
 
@@ -24,12 +29,16 @@ mod parity;
 
 pub use attention::causal_varlen;
 pub use chat::{ChatTemplate, Message};
+pub use choose::{Choice, Chooser};
 pub use config::{Family, ModelConfig, Rope, RopeScaling};
 pub use decoder::{Batch, Decoder, Layer};
 pub use device::{DeviceChoice, DtypeChoice, Placement};
 pub use error::LmError;
+pub use generate::{Completion, Finish, GenerateOptions, generate, plan_batches};
+pub use guard::guard;
 pub use linear::{Linear, LinearGroup};
 pub use model::{LanguageModel, LoadOptions};
 pub use rope::RotaryTable;
+pub use sample::SampleOptions;
 pub use tokenizer::Tokenizer;
 pub use weights::{LinearWeight, Nf4Parts, Weights};
