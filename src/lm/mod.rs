@@ -5,6 +5,7 @@
 //! prints, opens a network connection, or knows about pipelines, tables or caches.
 
 mod attention;
+mod bert;
 mod chat;
 mod choose;
 mod config;
@@ -28,6 +29,7 @@ mod weights;
 mod parity;
 
 pub use attention::causal_varlen;
+pub use bert::Embedder;
 pub use chat::{ChatTemplate, Message};
 pub use choose::{Choice, Chooser};
 pub use config::{Family, ModelConfig, Rope, RopeScaling};

@@ -2,6 +2,7 @@
 //! fixture letter. The fixtures lie in `$FLOW_FIXTURES`, else in `tests/fixtures`; every shape comes from them.
 
 mod a_logits;
+mod bert;
 mod choose;
 mod f_generate;
 mod g_text;
