@@ -35,7 +35,7 @@ impl Adapter {
     /// `large` elements lie behind the others (see [`FlatParameters`]).
     ///
     /// # Errors
-    /// [`LmError::Choices`] when the configuration is impossible or covers no layer.
+    /// [`LmError::Training`] when the configuration is impossible or covers no layer.
     pub fn new(
         decoder: &Decoder,
         config: &LoraConfig,
@@ -77,10 +77,10 @@ impl Adapter {
         for (index, slot) in adapter.parameters.slots().iter().enumerate() {
             let tensor = tensors
                 .remove(&slot.name)
-                .ok_or_else(|| LmError::Choices(format!("the adapter has no `{}`", slot.name)))?;
+                .ok_or_else(|| LmError::Training(format!("the adapter has no `{}`", slot.name)))?;
             if tensor.size() != slot.shape {
                 let (name, shape) = (&slot.name, &slot.shape);
-                return Err(LmError::Choices(format!(
+                return Err(LmError::Training(format!(
                     "`{name}` of the adapter has shape {:?}, this model needs {shape:?}",
                     tensor.size()
                 )));
@@ -89,7 +89,7 @@ impl Adapter {
         }
         match tensors.keys().next() {
             None => Ok(adapter),
-            Some(name) => Err(LmError::Choices(format!(
+            Some(name) => Err(LmError::Training(format!(
                 "this model has no place for `{name}` of the adapter"
             ))),
         }
@@ -97,7 +97,7 @@ impl Adapter {
 
     fn zeros(decoder: &Decoder, config: &LoraConfig, large: i64) -> Result<Self, LmError> {
         if config.r < 1 || !(0.0..1.0).contains(&config.dropout) || !config.alpha.is_finite() {
-            return Err(LmError::Choices(format!(
+            return Err(LmError::Training(format!(
                 "a LoRA of rank {}, alpha {} and dropout {} cannot be trained",
                 config.r, config.alpha, config.dropout
             )));
@@ -113,7 +113,7 @@ impl Adapter {
         }
         if shapes.is_empty() {
             let targets = config.targets.join("`, `");
-            return Err(LmError::Choices(format!(
+            return Err(LmError::Training(format!(
                 "no linear layer is called `{targets}`"
             )));
         }

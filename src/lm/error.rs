@@ -73,8 +73,17 @@ pub enum LmError {
     #[diagnostic(help("shorten the prompt or allow fewer new tokens"))]
     Context { tokens: usize, limit: usize },
 
-    #[error("{0}")]
+    #[error("the prompt cannot be used: {0}")]
+    #[diagnostic(help("render the messages with the model's chat template and encode the result"))]
+    Prompt(String),
+
+    #[error("the allowed answers cannot be used: {0}")]
+    #[diagnostic(help("give one or more answers that differ and are not empty"))]
     Choices(String),
+
+    #[error("cannot train: {0}")]
+    #[diagnostic(help("correct the settings or the data of the training"))]
+    Training(String),
 
     #[error("checkpoint `{}` cannot be continued: {reason}", path.display())]
     #[diagnostic(help("remove it to train from the start"))]
@@ -99,6 +108,9 @@ pub enum LmError {
     #[error("adapter `{}`: {reason}", path.display())]
     #[diagnostic(help("use an adapter that was trained from this model, or train it again"))]
     Adapter { path: PathBuf, reason: String },
+    #[error("the model's probabilities are not numbers")]
+    #[diagnostic(help("the weights or an adapter are damaged; with `bf16`, try `f32`"))]
+    NotANumber,
 
     /// An error raised inside libtorch, out of memory included (see [`LmError::is_out_of_memory`]).
     #[error("libtorch: {0}")]

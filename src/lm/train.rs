@@ -4,7 +4,6 @@
 //! micro-batches. A run is a function of its configuration and data: stopped at any moment and started again with the
 //! same folder, it ends with the same bits (on a GPU, with deterministic kernels).
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::time::Instant;
 
@@ -13,6 +12,7 @@ use tch::Tensor;
 use super::backward::{TrainBatch, accumulate_gradient, evaluate};
 use super::checkpoint::Checkpoint;
 use super::curve::{Best, CurveRow, best};
+use super::guard::guard;
 use super::loss::IGNORED;
 use super::train_plan::{StepPlan, TrainPlan, split};
 use super::{
@@ -39,7 +39,7 @@ pub struct TrainReport {
 /// Trains an adapter for `model`. `folder` holds the checkpoint and nothing else; keep it until the adapter is saved.
 ///
 /// # Errors
-/// [`LmError::Choices`] for settings or data that cannot be trained, [`LmError::NonFinite`] when the loss is no number,
+/// [`LmError::Training`] for settings or data that cannot be trained, [`LmError::NonFinite`] when the loss is no number,
 /// [`LmError::Cancelled`] when the hooks ask for it, [`LmError::Checkpoint`] when `folder` belongs to another run.
 pub fn train(
     model: &mut LanguageModel,
@@ -98,7 +98,7 @@ pub fn train_decoder(
         config.min_8bit_size,
         seeds::derive("lora", &[config.seed]),
     )?;
-    train_adapter(decoder, adapter, train, validation, config, folder, hooks)
+    guard(|| train_adapter(decoder, adapter, train, validation, config, folder, hooks))
 }
 
 /// [`train_decoder`] from given parameters.
@@ -401,7 +401,7 @@ impl<'a> Run<'a> {
             let kept = self.kept_layers(decoder, batch.tokens());
             let seed = seeds::derive("micro-batch", &[self.config.seed, step, index as u64]);
             let loss =
-                catch_torch(|| accumulate_gradient(decoder, &self.adapter, &batch, seed, kept))?;
+                guard(|| accumulate_gradient(decoder, &self.adapter, &batch, seed, kept))?;
             if !loss.is_finite() {
                 return Err(self.non_finite("loss", loss, &examples));
             }
@@ -544,7 +544,7 @@ fn check_examples(
     validation: &[Example],
 ) -> Result<(), LmError> {
     if train.is_empty() {
-        return Err(LmError::Choices(
+        return Err(LmError::Training(
             "there is no example to train on".to_owned(),
         ));
     }
@@ -556,23 +556,11 @@ fn check_examples(
                 .iter()
                 .all(|label| *label == IGNORED || (0..vocabulary).contains(label));
         if !fits || example.trained() == 0 || example.ids.len() != example.labels.len() {
-            return Err(LmError::Choices(format!(
+            return Err(LmError::Training(format!(
                 "example `{}` cannot be trained on",
                 example.id
             )));
         }
     }
     Ok(())
-}
-
-/// Turns the panic that tch makes of an error in the middle of a computation into that error.
-fn catch_torch<T>(work: impl FnOnce() -> Result<T, LmError>) -> Result<T, LmError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
-        match payload.downcast_ref::<String>() {
-            Some(text) if text.contains("Torch(") => Err(LmError::Torch(
-                text.lines().next().unwrap_or_default().to_owned(),
-            )),
-            _ => resume_unwind(payload),
-        }
-    })
 }

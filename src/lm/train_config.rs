@@ -81,7 +81,7 @@ impl Default for TrainConfig {
 
 impl TrainConfig {
     /// # Errors
-    /// [`LmError::Choices`] naming the first setting that cannot be.
+    /// [`LmError::Training`] naming the first setting that cannot be.
     pub fn validate(&self) -> Result<(), LmError> {
         let positive = |number: f64| number.is_finite() && number > 0.0;
         let wrong = match self {
@@ -114,7 +114,7 @@ impl TrainConfig {
             }
             _ => return Ok(()),
         };
-        Err(LmError::Choices(format!("cannot train with {wrong}")))
+        Err(LmError::Training(wrong.to_owned()))
     }
 }
 

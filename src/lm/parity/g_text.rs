@@ -7,7 +7,8 @@ use crate::lm::ChatTemplate;
 
 #[test]
 fn parity_g_smollm2_tokens() {
-    let tokenizer = smollm2().tokenizer;
+    let model = smollm2();
+    let tokenizer = &model.tokenizer;
     for case in fixture_json("g_smollm2_tokens.json").as_array().unwrap() {
         let text = case["text"].as_str().unwrap();
         let ids = tokenizer.encode(text).unwrap();
@@ -24,7 +25,7 @@ fn parity_g_smollm2_tokens() {
 #[test]
 fn parity_g2_conversation_tokens() {
     let model = smollm2();
-    let template = model.template.unwrap();
+    let template = model.template.as_ref().unwrap();
     for case in fixture_json("g2_labels_smollm2.json").as_array().unwrap() {
         let text = template
             .render(case["messages"].as_array().unwrap(), false)

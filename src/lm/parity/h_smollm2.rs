@@ -1,9 +1,11 @@
 //! SmolLM2-135M-Instruct with its real weights, from a Q4_1 GGUF.
 
+use std::ops::ControlFlow;
+
 use tch::{Kind, Tensor};
 
 use super::{assert_close, fixture_json, ids_of, numbers_of, smollm2};
-use crate::lm::{Batch, Message};
+use crate::lm::{Batch, Finish, GenerateOptions, Message, generate};
 
 #[test]
 fn parity_h_prompts_and_logits() {
@@ -32,6 +34,37 @@ fn parity_h_prompts_and_logits() {
         assert_eq!(super::ids(&top), ids_of(&case["top10"]));
         assert_close(&values.get(0), &Tensor::from_slice(&expected), 1e-2);
     }
+}
+
+#[test]
+fn parity_h_greedy_text() {
+    let model = smollm2();
+    let reference = fixture_json("h_smollm2_real.json");
+    let cases = reference["prompts"].as_array().unwrap();
+    let prompts: Vec<Vec<i64>> = cases.iter().map(|case| ids_of(&case["ids"])).collect();
+    let longest = cases
+        .iter()
+        .map(|case| ids_of(&case["greedy"]).len())
+        .max()
+        .unwrap();
+    let options = GenerateOptions {
+        max_new_tokens: longest,
+        ..Default::default()
+    };
+    let mut done = 0;
+    generate(&model, &prompts, &options, &mut |index, completion| {
+        let mut found = completion.unwrap();
+        if found.finish == Finish::Stop {
+            found.ids.push(model.end_of_turn().unwrap());
+        }
+        assert_eq!(found.ids, ids_of(&cases[index]["greedy"]));
+        let text = cases[index]["text"].as_str().unwrap();
+        assert_eq!(found.text, text.strip_suffix("<|im_end|>").unwrap_or(text));
+        done += 1;
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(done, cases.len());
 }
 
 #[test]

@@ -3,14 +3,18 @@
 
 mod a_logits;
 mod b_lora;
+mod bert;
 mod c2_adamw8bit;
 mod c_quantization;
+mod choose;
 mod d_invariance;
 mod d_training;
+mod f_generate;
 mod g_text;
 mod h_smollm2;
 
 use std::path::PathBuf;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -76,13 +80,17 @@ fn model_path(name: &str) -> PathBuf {
     path
 }
 
-/// SmolLM2-135M-Instruct in f32 on the CPU.
-fn smollm2() -> LanguageModel {
-    let options = LoadOptions {
-        device: DeviceChoice::Cpu,
-        dtype: DtypeChoice::F32,
-    };
-    LanguageModel::load(&model_path("smollm2-135m-instruct.gguf"), &options).unwrap()
+/// SmolLM2-135M-Instruct in f32 on the CPU, loaded once for all tests.
+fn smollm2() -> MutexGuard<'static, LanguageModel> {
+    static MODEL: LazyLock<Mutex<LanguageModel>> = LazyLock::new(|| {
+        let options = LoadOptions {
+            device: DeviceChoice::Cpu,
+            dtype: DtypeChoice::F32,
+        };
+        let path = model_path("smollm2-135m-instruct.gguf");
+        Mutex::new(LanguageModel::load(&path, &options).unwrap())
+    });
+    MODEL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn cpu(kind: Kind) -> Placement {
