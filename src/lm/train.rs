@@ -400,8 +400,7 @@ impl<'a> Run<'a> {
             let batch = TrainBatch::pack(&examples, decoder);
             let kept = self.kept_layers(decoder, batch.tokens());
             let seed = seeds::derive("micro-batch", &[self.config.seed, step, index as u64]);
-            let loss =
-                guard(|| accumulate_gradient(decoder, &self.adapter, &batch, seed, kept))?;
+            let loss = guard(|| accumulate_gradient(decoder, &self.adapter, &batch, seed, kept))?;
             if !loss.is_finite() {
                 return Err(self.non_finite("loss", loss, &examples));
             }

@@ -10,6 +10,7 @@ mod choose;
 mod d_invariance;
 mod d_training;
 mod f_generate;
+mod g2_labels;
 mod g_text;
 mod h_smollm2;
 
