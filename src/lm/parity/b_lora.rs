@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{FAMILIES, assert_close, assert_same, cpu, fixture, ids, tensors, tiny};
 use crate::lm::backward::{TrainBatch, accumulate_gradient};
-use crate::lm::{Batch, Decoder, Example, load_adapter, write_adapter};
+use crate::lm::{Adapter, Batch, Decoder, Example, LoraConfig, load_adapter, seeds, write_adapter};
 
 /// The adapters of the fixtures: `b_<family>_<variant>_adapter`.
 fn variants() -> Vec<(&'static str, String)> {
@@ -111,6 +111,58 @@ fn merging_gives_the_same_logits() {
         }
         let expected = b("logits").flatten(0, 1);
         assert_close(&logits(&decoder, &examples(&b)), &expected, 1e-4);
+    }
+}
+
+/// PEFT itself reads what is written here, where `FLOW_PEFT_PYTHON` names a Python that has it.
+#[test]
+fn peft_loads_written_adapters() {
+    let Some(python) = std::env::var_os("FLOW_PEFT_PYTHON") else {
+        return;
+    };
+    for family in FAMILIES {
+        for (rslora, dora) in [(false, false), (true, false), (false, true)] {
+            let (_, mut decoder) = tiny(family, Kind::Float);
+            let config = LoraConfig {
+                r: 4,
+                rslora,
+                dora,
+                ..LoraConfig::default()
+            };
+            let adapter = Adapter::new(&decoder, &config, 0, 1).unwrap();
+            let mut values = adapter.parameters().values();
+            values += Tensor::from_slice(&seeds::uniform(2, "noise", values.numel(), 0.1));
+            adapter.install(&mut decoder, false).unwrap();
+
+            let folder = tempfile::tempdir().unwrap();
+            write_adapter(folder.path(), &adapter, None, None).unwrap();
+            let input: Vec<i64> = (1..20).collect();
+            let example = Example {
+                id: String::new(),
+                labels: input.clone(),
+                ids: input,
+            };
+            let expected = folder.path().join("expected.safetensors");
+            let logits = logits(&decoder, std::slice::from_ref(&example));
+            let tensors = [
+                ("input_ids", Tensor::from_slice(&example.ids)),
+                ("logits", logits),
+            ];
+            Tensor::write_safetensors(&tensors, &expected).unwrap();
+            let status = std::process::Command::new(&python)
+                .arg(concat!(
+                    env!("CARGO_MANIFEST_DIR"),
+                    "/tests/peft_roundtrip.py"
+                ))
+                .args([
+                    fixture(&format!("tiny_{family}")).as_path(),
+                    folder.path(),
+                    &expected,
+                ])
+                .status()
+                .unwrap();
+            assert!(status.success(), "{family}, rslora {rslora}, dora {dora}");
+        }
     }
 }
 
