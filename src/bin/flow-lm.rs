@@ -1,1 +1,3 @@
-fn main() { flow::lm::probe(); }
+fn main() {
+    flow::lm::probe();
+}

@@ -1,1 +1,82 @@
-pub fn probe() { let t = tch::Tensor::ones([2,2], tch::kind::FLOAT_CPU); assert!(t.sum(tch::Kind::Float).double_value(&[]) == 4.0); }
+//! The language-model runtime: loads decoder models (llama and qwen3 families) and a BERT sentence encoder, and runs
+//! them to judge, generate, embed and train.
+//!
+//! Owns everything that touches libtorch; `ops` call it through the re-exports below. It never reads the environment,
+//! prints, opens a network connection, or knows about pipelines, tables or caches.
+
+mod adamw;
+mod adapter;
+mod attention;
+mod backward;
+mod bert;
+mod chat;
+mod checkpoint;
+mod choose;
+mod config;
+mod curve;
+mod decoder;
+mod device;
+mod dropout;
+mod dtype;
+mod dynamic_map;
+mod error;
+mod examples;
+mod flat_parameters;
+mod generate;
+mod ggml;
+mod gguf;
+mod guard;
+mod int8;
+mod kv;
+mod linear;
+mod lora;
+mod loss;
+mod memory;
+mod model;
+mod nf4;
+mod peft;
+mod rope;
+mod safetensors_file;
+mod sample;
+mod schedule;
+mod seeds;
+mod tensor_file;
+mod tokenizer;
+mod train;
+mod train_config;
+mod train_plan;
+mod weights;
+
+#[cfg(test)]
+mod parity;
+
+pub use adamw::{AdamW, AdamWConfig, Optimizer};
+pub use adapter::Adapter;
+pub use attention::causal_varlen;
+pub use bert::Embedder;
+pub use chat::{ChatTemplate, Message};
+pub use choose::{Choice, Chooser};
+pub use config::{Family, ModelConfig, Rope, RopeScaling};
+pub use curve::{Best, CurveRow, best};
+pub use decoder::{Batch, Decoder, Layer};
+pub use device::{DeviceChoice, DtypeChoice, Placement};
+pub use dynamic_map::DynamicMap;
+pub use error::LmError;
+pub use examples::{Conversation, Example, Prepared, prepare_examples};
+pub use flat_parameters::FlatParameters;
+pub use generate::{Completion, Finish, GenerateOptions, generate, plan_batches};
+pub use guard::guard;
+pub use int8::Int8;
+pub use linear::{Linear, Quantization};
+pub use lora::LoraConfig;
+pub use loss::IGNORED;
+pub use model::{LanguageModel, LoadOptions};
+pub use nf4::Nf4;
+pub use peft::{SavedAdapter, check_template, load_adapter, read_adapter, write_adapter};
+pub use rope::RotaryTable;
+pub use sample::SampleOptions;
+pub use schedule::{LearningRate, Schedule};
+pub use tokenizer::Tokenizer;
+pub use train::{TrainReport, train, train_decoder};
+pub use train_config::{Recompute, StepReport, TrainConfig, TrainHooks};
+pub use weights::{LinearWeight, Nf4Parts, Weights};

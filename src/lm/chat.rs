@@ -1,0 +1,256 @@
+//! Chat templates: the Jinja text that a model's makers ship to turn messages into a prompt, rendered as transformers
+//! does (`apply_chat_template`: trimmed blocks, Python's JSON and string methods, no HTML escaping).
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::{Environment, Error, ErrorKind, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+
+use super::LmError;
+
+/// One turn of a conversation. `role` is `system`, `user` or `assistant`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Message {
+    pub role: String,
+    pub content: String,
+}
+
+impl Message {
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self {
+            role: role.into(),
+            content: content.into(),
+        }
+    }
+
+    pub fn system(content: impl Into<String>) -> Self {
+        Self::new("system", content)
+    }
+
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::new("user", content)
+    }
+
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self::new("assistant", content)
+    }
+}
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+}
+
+const NAME: &str = "chat_template";
+
+impl ChatTemplate {
+    /// Compiles `source`; the tokens are variables of the same names to the template.
+    ///
+    /// # Errors
+    /// [`LmError::Template`] naming the line that does not parse.
+    pub fn new(
+        source: &str,
+        bos_token: Option<String>,
+        eos_token: Option<String>,
+    ) -> Result<Self, LmError> {
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        let mut environment = Environment::new();
+        environment.set_syntax(syntax.map_err(template_error)?);
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.add_filter("tojson", to_json);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment
+            .add_template_owned(NAME, source.to_owned())
+            .map_err(template_error)?;
+        Ok(Self {
+            environment,
+            source: source.to_owned(),
+            bos_token,
+            eos_token,
+        })
+    }
+
+    /// Identifies the template: adapters trained with one must not be used with another.
+    pub fn hash(&self) -> String {
+        blake3::hash(self.source.as_bytes()).to_hex().to_string()
+    }
+
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The prompt for `messages`, closed for training, or open for the assistant's next turn if `add_generation_prompt`.
+    /// The text holds every special token it needs: encode it without adding any.
+    ///
+    /// # Errors
+    /// [`LmError::Template`] with the template's own words where it refuses the messages.
+    pub fn render<M: Serialize>(
+        &self,
+        messages: &[M],
+        add_generation_prompt: bool,
+    ) -> Result<String, LmError> {
+        self.render_with_tools(messages, None::<&()>, add_generation_prompt)
+    }
+
+    /// Like [`ChatTemplate::render`], with the JSON schemas of callable functions.
+    pub fn render_with_tools<M: Serialize, T: Serialize>(
+        &self,
+        messages: &[M],
+        tools: Option<&T>,
+        add_generation_prompt: bool,
+    ) -> Result<String, LmError> {
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(template_error)?;
+        let variables = context! {
+            messages => Value::from(Serde(messages)),
+            tools => tools.map(|tools| Value::from(Serde(tools))),
+            add_generation_prompt,
+            bos_token => self.bos_token.as_deref(),
+            eos_token => self.eos_token.as_deref(),
+        };
+        template.render(variables).map_err(template_error)
+    }
+}
+
+fn template_error(error: Error) -> LmError {
+    let place = error
+        .line()
+        .map(|line| format!("line {line}: "))
+        .unwrap_or_default();
+    let reason = error
+        .detail()
+        .map_or_else(|| error.kind().to_string(), str::to_owned);
+    LmError::Template(format!("{place}{reason}"))
+}
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// The date in the caller's time zone. Only templates that print a date call it; their prompts differ from day to day.
+fn strftime_now(format: &str) -> Result<String, Error> {
+    jiff::fmt::strtime::format(format, &jiff::ZonedDateTime::now())
+        .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
+}
+
+/// `json.dumps(value, ensure_ascii=False, indent=indent)`.
+fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    // Transformers passes these on to Python; the values that differ from its own defaults are not in use.
+    let _: Option<bool> = options.get("ensure_ascii")?;
+    let mut bytes = Vec::new();
+    let result = match indent {
+        None => value.serialize(&mut Serializer::with_formatter(
+            &mut bytes,
+            PythonSeparators,
+        )),
+        Some(width) => {
+            let spaces = " ".repeat(width.min(16));
+            let pretty = PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut Serializer::with_formatter(&mut bytes, pretty))
+        }
+    };
+    let failed = |error: String| Error::new(ErrorKind::BadSerialization, error);
+    result.map_err(|error| failed(error.to_string()))?;
+    options.assert_all_used()?;
+    String::from_utf8(bytes).map_err(|error| failed(error.to_string()))
+}
+
+/// `, ` and `: ` instead of serde's bare separators.
+struct PythonSeparators;
+
+impl Formatter for PythonSeparators {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn render(source: &str, messages: serde_json::Value) -> Result<String, String> {
+        let template = ChatTemplate::new(source, Some("<s>".into()), None)
+            .map_err(|error| error.to_string())?;
+        template
+            .render(messages.as_array().unwrap(), true)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn json_is_pythons() {
+        let messages = json!([{ "b": [1, 2.5, null, true], "a": { "x": "<é'\"\n>" }, "e": {} }]);
+        assert_eq!(
+            render("{{ messages[0] | tojson }}", messages.clone()).unwrap(),
+            r#"{"b": [1, 2.5, null, true], "a": {"x": "<é'\"\n>"}, "e": {}}"#
+        );
+        assert_eq!(
+            render("{{ messages[0].b | tojson(indent=2) }}", messages).unwrap(),
+            "[\n  1,\n  2.5,\n  null,\n  true\n]"
+        );
+    }
+
+    #[test]
+    fn python_string_methods_and_blocks() {
+        let source = "{%- for m in messages[::-1] %}\n  {% if m.c.startswith('a') %}\n{{ m.c.split('|')[-1].lstrip('\\n') }}\n  {% endif %}\n{% endfor %}\n{{ bos_token }}{% if eos_token %}!{% endif %}\n";
+        let messages = json!([{ "c": "a|\n1" }, { "c": "b|2" }, { "c": "a|3" }]);
+        assert_eq!(render(source, messages).unwrap(), "3\n1\n<s>");
+    }
+
+    #[test]
+    fn errors_speak_with_the_templates_words() {
+        let error =
+            render("\n{{ raise_exception('roles must alternate') }}", json!([])).unwrap_err();
+        insta::assert_snapshot!(error, @"chat template: line 2: roles must alternate");
+        let error = render("{% if %}", json!([])).unwrap_err();
+        insta::assert_snapshot!(error, @"chat template: line 1: unexpected end of block");
+    }
+
+    #[test]
+    fn hash_is_of_the_source() {
+        let hash = |source: &str| ChatTemplate::new(source, None, None).unwrap().hash();
+        assert_eq!(hash("a"), hash("a"));
+        assert_ne!(hash("a"), hash("b"));
+    }
+}
