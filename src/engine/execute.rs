@@ -37,7 +37,7 @@ pub(super) fn execute(task: Task<'_>, cache: &Cache, options: &RunOptions, sink:
         node,
         fingerprint,
         inputs: task.inputs,
-        models: task.facts.models.clone(),
+        models: task.facts.models.iter().map(|(param, place)| (param.clone(), (place.clone(), task.facts.model_digests[param]))).collect(),
         paths: task.facts.paths.clone(),
         scratch,
         root: task.root.to_path_buf(),

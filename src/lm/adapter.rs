@@ -156,6 +156,15 @@ impl Adapter {
         Ok(())
     }
 
+    /// Makes the decoder compute without any adapter again.
+    pub fn remove(decoder: &mut Decoder) {
+        for layer in decoder.layers_mut() {
+            for linear in layer.linears_mut() {
+                linear.set_update(None);
+            }
+        }
+    }
+
     fn update(
         &self,
         linear: &Linear,

@@ -3,7 +3,7 @@
 use tch::Device;
 
 /// Bytes that can be allocated without pushing anything else out, where the system says so.
-pub(super) fn available(device: Device) -> Option<u64> {
+pub fn available(device: Device) -> Option<u64> {
     match device {
         Device::Cuda(_) => cuda_free(),
         _ => std::fs::read_to_string("/proc/meminfo")

@@ -31,7 +31,7 @@ mod kv;
 mod linear;
 mod lora;
 mod loss;
-mod memory;
+pub mod memory;
 mod model;
 mod nf4;
 mod peft;

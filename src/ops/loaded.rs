@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use miette::Diagnostic;
 
 use super::{Context, OpError};
-use crate::lm::{LanguageModel, LmError, LoadOptions};
+use crate::lm::{LanguageModel, LmError, LoadOptions, Quantization, memory};
 
 #[derive(PartialEq)]
 struct Key {
@@ -38,16 +38,28 @@ pub(super) fn with_model<T>(
         Some(loaded) if loaded.key == key => loaded,
         other => {
             drop(other);
-            let options = LoadOptions { dtype: dtype.parse()?, quant: quant.parse()?, ..LoadOptions::default() };
+            let options = LoadOptions { dtype: dtype.parse()?, ..LoadOptions::default() };
             let started = std::time::Instant::now();
-            let model = LanguageModel::load(&key.path, &options)?;
-            context.info(format!("loaded {} in {:.1} s: {}", key.path.display(), started.elapsed().as_secs_f64(), model.describe()));
+            let mut model = LanguageModel::load(&key.path, &options)?;
+            match quant {
+                "nf4" => model.decoder.quantize(Quantization::Nf4, packed(&model))?,
+                "int8" => model.decoder.quantize(Quantization::Int8, packed(&model))?,
+                _ => {}
+            }
+            let (seconds, placement) = (started.elapsed().as_secs_f64(), model.decoder.placement());
+            context.info(format!("loaded {} in {seconds:.1} s on {:?}, computing in {:?}", key.path.display(), placement.device, placement.kind));
             Loaded { key, model }
         }
     };
     let result = work(&mut loaded.model)?;
     *SLOT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(loaded);
     Ok(result)
+}
+
+/// Whether quantised weights stay packed: only where the decoded copy would not leave half of the memory free.
+fn packed(model: &LanguageModel) -> bool {
+    let decoded: u64 = model.decoder.layers().iter().flat_map(|layer| layer.linears()).map(|linear| linear.in_features() as u64 * linear.out_features() as u64 * 2).sum();
+    memory::available(model.decoder.placement().device).is_some_and(|free| decoded > free / 2)
 }
 
 impl From<LmError> for OpError {

@@ -1,7 +1,7 @@
 //! Runs `embed`.
 
 use super::Params;
-use crate::lm::Embedder;
+use crate::lm::{Embedder, LoadOptions};
 use crate::ops::{Cell, ColumnType, Context, OpError, Outputs, Table};
 
 /// Rows embedded between two looks at the cancel flag.
@@ -15,7 +15,7 @@ pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
         quote(&params.text),
         quote(&params.compare_to)
     ))?;
-    let embedder = Embedder::load(context.model_path("model")?)?;
+    let embedder = Embedder::load(context.model_path("model")?, &LoadOptions::default())?;
     let mut table = Table::new(&[("id", ColumnType::Text), ("similarity", ColumnType::Double)]);
     let total = rows.rows.len();
     let mut sum = 0.0;

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Params;
-use crate::lm::{GenerateOptions, LanguageModel, Message, generate};
+use crate::digest::derive_seed;
+use crate::lm::{Adapter, Finish, GenerateOptions, LanguageModel, LmError, Message, SampleOptions, check_template, generate, load_adapter, read_adapter};
 use crate::ops::loaded::with_model;
 use crate::ops::{Cell, ColumnType, Context, OpError, Outputs, Table};
 
@@ -38,12 +40,10 @@ pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
             prompts.push((id.to_owned(), model.tokenizer.encode(&model.render(&messages, true)?)?));
         }
         if let Some(folder) = &adapter {
-            model.attach_adapter(folder)?;
+            attach(model, folder)?;
         }
         let result = answer_all(context, &params, model, prompts, &mut answers, &journal, total);
-        if adapter.is_some() {
-            model.detach_adapter();
-        }
+        Adapter::remove(&mut model.decoder);
         result
     })?;
     let mut table = Table::new(&[("id", ColumnType::Text), ("prediction", ColumnType::Text), ("tokens", ColumnType::Integer), ("finish", ColumnType::Text)]);
@@ -62,6 +62,14 @@ pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
     context.finish()
 }
 
+/// Installs a PEFT adapter; refuses one that was trained with another chat template.
+fn attach(model: &mut LanguageModel, folder: &Path) -> Result<(), LmError> {
+    if let Some(template) = &model.template {
+        check_template(folder, &read_adapter(folder)?, template.source())?;
+    }
+    load_adapter(folder, &model.decoder)?.install(&mut model.decoder, false)
+}
+
 fn answer_all(
     context: &Context,
     params: &Params,
@@ -72,33 +80,43 @@ fn answer_all(
     total: u64,
 ) -> Result<(), OpError> {
     let decoding = &params.generation;
-    let options = GenerateOptions {
-        max_new_tokens: decoding.max_new_tokens,
-        temperature: decoding.temperature,
-        top_p: decoding.top_p,
-        top_k: decoding.top_k,
+    let sample = SampleOptions {
         repetition_penalty: decoding.repetition_penalty,
-        no_repeat_ngram_size: decoding.no_repeat_ngram_size,
-        batch_size: params.batch_size,
-        seed: context.node.seed,
-        ..GenerateOptions::default()
+        no_repeat_ngram: decoding.no_repeat_ngram_size,
+        temperature: decoding.temperature,
+        top_k: decoding.top_k,
+        top_p: decoding.top_p,
+        ..SampleOptions::default()
     };
     // Longest first: a prompt that does not fit into memory shows at once, and batches are of like lengths.
     prompts.sort_by(|(a_id, a), (b_id, b)| b.len().cmp(&a.len()).then_with(|| a_id.cmp(b_id)));
     let mut tokens: u64 = 0;
     let started = std::time::Instant::now();
-    for batch in prompts.chunks(params.batch_size) {
+    for (number, batch) in prompts.chunks(params.batch_size).enumerate() {
         context.check_cancelled()?;
         if batch.iter().all(|(id, _)| answers.contains_key(id)) {
             continue;
         }
         let ids: Vec<Vec<i64>> = batch.iter().map(|(_, ids)| ids.clone()).collect();
-        let completions = generate(model, &ids, &options, &mut |_, _| {})?;
+        let seed = derive_seed(context.node.seed, &format!("batch {number}"));
+        let options = GenerateOptions { max_new_tokens: decoding.max_new_tokens, batch_size: params.batch_size, sample: SampleOptions { seed, ..sample.clone() } };
+        let mut completions = Vec::with_capacity(batch.len());
+        generate(model, &ids, &options, &mut |index, completion| {
+            completions.push((index, completion));
+            if context.cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        context.check_cancelled()?;
         let mut lines = Vec::new();
-        for ((id, _), completion) in batch.iter().zip(completions) {
-            let completion = completion?;
+        for (index, completion) in completions {
+            let id = &batch[index].0;
+            let completion = completion.map_err(|error| OpError::new(format!("row `{id}`: {error}")))?;
             tokens += completion.ids.len() as u64;
-            let answer = Answer { id: id.clone(), prediction: completion.text.trim().to_owned(), tokens: completion.ids.len() as u64, finish: completion.finish.to_string() };
+            let finish = match completion.finish {
+                Finish::Stop => "stop",
+                Finish::Length => "length",
+            };
+            let prediction = completion.text.trim().to_owned();
+            let answer = Answer { id: id.clone(), prediction, tokens: completion.ids.len() as u64, finish: finish.to_owned() };
             serde_json::to_writer(&mut lines, &answer).map_err(|error| OpError::new(error.to_string()))?;
             lines.push(b'\n');
             answers.insert(id.clone(), answer);

@@ -32,7 +32,7 @@ struct Decoding {
     max_new_tokens: usize,
     temperature: f64,
     top_p: f64,
-    top_k: i64,
+    top_k: usize,
     repetition_penalty: f64,
     no_repeat_ngram_size: usize,
 }

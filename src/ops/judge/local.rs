@@ -24,14 +24,17 @@ pub(super) fn judge(
     with_model(context, "model", &params.quant, &params.dtype, |model| {
         let limit = params.max_length.min(model.config.context as usize);
         let prefix = shared_prefix(model, template, &jobs[0].prompt)?;
-        let chooser = Chooser::new(model, &prefix)?;
+        let (chooser, alone) = (Chooser::new(model, &prefix)?, Chooser::new(model, "")?);
         let mut batch = Vec::new();
         let mut committed = Instant::now();
         for (index, job) in jobs.iter().enumerate() {
             context.check_cancelled()?;
-            let (ids, truncated) = fit(model, params, template, job, limit)?;
+            let (text, truncated) = fit(model, params, template, job, limit)?;
             let choices: Vec<String> = job.prompt.choices.iter().map(i64::to_string).collect();
-            let choice = chooser.choose(&ids, &choices)?;
+            let choice = match text.strip_prefix(&prefix) {
+                Some(rest) => chooser.choose(rest, &choices)?,
+                None => alone.choose(&text, &choices)?,
+            };
             let detail = if truncated { TRUNCATED.to_owned() } else { String::new() };
             let verdict = Verdict { choice: job.prompt.choices[choice.index], probability: choice.probability, detail };
             batch.push((index, verdict));
@@ -50,20 +53,17 @@ fn messages(prompt: &Rendered) -> Vec<Message> {
     system.chain([Message::user(&prompt.user)]).collect()
 }
 
-/// The tokens that every prompt of this template starts with: what two rows without a text in common share.
+/// The text that every prompt of this template starts with: what two rows without a letter in common share.
 ///
 /// It depends on the template alone, so a verdict does not depend on which other rows are judged beside it.
-fn shared_prefix(model: &LanguageModel, template: &PromptTemplate, sample: &Rendered) -> Result<Vec<i64>, OpError> {
+fn shared_prefix(model: &LanguageModel, template: &PromptTemplate, sample: &Rendered) -> Result<String, OpError> {
     let render = |filler: &str| -> Result<String, OpError> {
         let rendered = template.render(&filled(&sample.row, filler)).map_err(OpError::new)?;
         Ok(model.render(&messages(&rendered), true)?)
     };
     let (a, b) = (render("\u{1}")?, render("\u{2}")?);
-    let same = a.char_indices().zip(b.chars()).take_while(|((_, a), b)| a == b).map(|((at, a), _)| at + a.len_utf8()).last().unwrap_or(0);
-    let mut ids = model.tokenizer.encode(&a[..same])?;
-    // The last tokens before the text may join with what follows.
-    ids.truncate(ids.len().saturating_sub(2));
-    Ok(ids)
+    let same = a.char_indices().zip(b.chars()).take_while(|((_, a), b)| a == b).map(|((at, a), _)| at + a.len_utf8()).last();
+    Ok(a[..same.unwrap_or(0)].to_owned())
 }
 
 fn filled(row: &Value, filler: &str) -> Value {
@@ -75,18 +75,22 @@ fn filled(row: &Value, filler: &str) -> Value {
     }
 }
 
-/// The prompt's tokens; where they are more than `limit`, the column `truncate` is cut until they fit.
-fn fit(model: &LanguageModel, params: &Params, template: &PromptTemplate, job: &Job, limit: usize) -> Result<(Vec<i64>, bool), OpError> {
-    let encode = |prompt: &Rendered| -> Result<Vec<i64>, OpError> { Ok(model.tokenizer.encode(&model.render(&messages(prompt), true)?)?) };
+/// The prompt's text; where it has more than `limit` tokens, the column `truncate` is cut until it fits.
+fn fit(model: &LanguageModel, params: &Params, template: &PromptTemplate, job: &Job, limit: usize) -> Result<(String, bool), OpError> {
+    let render = |prompt: &Rendered| -> Result<(String, usize), OpError> {
+        let text = model.render(&messages(prompt), true)?;
+        let tokens = model.tokenizer.encode(&text)?.len();
+        Ok((text, tokens))
+    };
     // The answer itself needs a few tokens behind the prompt.
     let limit = limit.saturating_sub(8);
-    let ids = encode(&job.prompt)?;
-    if ids.len() <= limit {
-        return Ok((ids, false));
+    let (text, tokens) = render(&job.prompt)?;
+    if tokens <= limit {
+        return Ok((text, false));
     }
     let too_long = || {
         OpError::with_help(
-            format!("the prompt of row `{}` has {} tokens, {} fit", job.id, ids.len(), limit),
+            format!("the prompt of row `{}` has {tokens} tokens, {limit} fit", job.id),
             "name the column to cut in `truncate`, or raise `max_length`",
         )
     };
@@ -96,12 +100,12 @@ fn fit(model: &LanguageModel, params: &Params, template: &PromptTemplate, job: &
     for _ in 0..12 {
         let keep = (low + high) / 2.0;
         let shorter = template.render(&job.prompt.shortened(column, keep)).map_err(OpError::new)?;
-        let ids = encode(&shorter)?;
-        if ids.len() <= limit {
-            (low, best) = (keep, Some(ids));
+        let (text, tokens) = render(&shorter)?;
+        if tokens <= limit {
+            (low, best) = (keep, Some(text));
         } else {
             high = keep;
         }
     }
-    best.map(|ids| (ids, true)).ok_or_else(too_long)
+    best.map(|text| (text, true)).ok_or_else(too_long)
 }

@@ -31,13 +31,13 @@ struct Params {
     warmup_ratio: f64,
     batch_size: usize,
     gradient_accumulation: usize,
-    epochs: usize,
+    epochs: u64,
     max_length: usize,
     packing: bool,
     recompute: String,
-    eval_every: usize,
-    early_stopping_patience: usize,
-    checkpoint_every: usize,
+    eval_every: u64,
+    early_stopping_patience: u64,
+    checkpoint_every: u64,
 }
 
 #[derive(Debug, Deserialize)]
