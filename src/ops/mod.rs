@@ -5,8 +5,9 @@
 
 mod catalog;
 mod context;
+mod checker;
 mod error;
-mod source;
+pub mod source;
 mod table;
 
 pub use catalog::Catalog;
