@@ -12,9 +12,13 @@
 pub mod cache;
 pub mod config;
 pub mod digest;
+pub mod download;
 pub mod engine;
 pub mod graph;
+pub mod metrics;
+pub mod models;
 pub mod ops;
+pub mod ui;
 
 #[cfg(feature = "torch")]
 pub mod lm;

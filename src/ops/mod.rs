@@ -7,6 +7,7 @@ mod catalog;
 mod command;
 mod context;
 mod error;
+mod source;
 mod table;
 
 pub use catalog::Catalog;

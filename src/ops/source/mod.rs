@@ -1,0 +1,2 @@
+mod medquad;
+mod members;
