@@ -38,6 +38,10 @@ pub fn run(graph: &Graph, catalog: &Catalog, cache: &Cache, plan: &Plan, options
     let start = Instant::now();
     let emit = |kind| sink.event(&Event::now(kind));
     emit(EventKind::RunStarted { id: options.id.clone(), pipeline: graph.name.clone(), nodes: plan.nodes.len() });
+    if let Err(error) = super::children::end_leftovers(&cache.partials_path()) {
+        let message = format!("processes of an earlier run may still be running: {error}");
+        emit(EventKind::Log { node: None, level: super::Level::Warn, message });
+    }
     let mut scheduler = Scheduler::new(graph, catalog, cache, plan, options, sink);
     scheduler.run();
     let Scheduler { outcomes, mut headline, .. } = scheduler;
