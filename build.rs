@@ -1,6 +1,9 @@
-//! Records where libtorch and libduckdb lie as an rpath, so that the binaries run without environment variables.
+//! Records where libtorch and libduckdb lie as an rpath, so that the binaries run without environment variables, and
+//! compiles the folder `stages/` into the binary.
 
-use std::env;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::{env, fs};
 
 fn main() {
     println!("cargo:rerun-if-env-changed=DUCKDB_LIB_DIR");
@@ -9,4 +12,33 @@ fn main() {
     for folder in [torch, duckdb].into_iter().flatten() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
     }
+    embed_stages();
+}
+
+/// Writes `stages.rs`: a slice of (`stage/file`, text) for every file of every stage.
+fn embed_stages() {
+    let root = Path::new(&env::var("CARGO_MANIFEST_DIR").expect("set by cargo")).join("stages");
+    println!("cargo:rerun-if-changed={}", root.display());
+    let mut files = Vec::new();
+    for stage in fs::read_dir(&root).into_iter().flatten().flatten() {
+        for file in fs::read_dir(stage.path()).into_iter().flatten().flatten() {
+            if file.path().is_file() {
+                let name = format!(
+                    "{}/{}",
+                    stage.file_name().to_string_lossy(),
+                    file.file_name().to_string_lossy()
+                );
+                println!("cargo:rerun-if-changed={}", file.path().display());
+                files.push((name, file.path()));
+            }
+        }
+    }
+    files.sort();
+    let mut code = String::from("&[\n");
+    for (name, path) in files {
+        writeln!(code, "    ({name:?}, include_str!({path:?})),").expect("a string takes all");
+    }
+    code.push_str("]\n");
+    let out = Path::new(&env::var("OUT_DIR").expect("set by cargo")).join("stages.rs");
+    fs::write(out, code).expect("the build folder can be written to");
 }

@@ -18,6 +18,7 @@ pub mod graph;
 pub mod metrics;
 pub mod models;
 pub mod ops;
+pub mod ui;
 
 #[cfg(feature = "torch")]
 pub mod lm;

@@ -153,7 +153,9 @@ impl Index {
             index.next = row.get::<_, i64>(8)? + 1;
             index.add_entry(Arc::new(entry));
         }
-        let mut statement = connection.prepare("select pipeline, node, fingerprint, seq from latest order by seq")?;
+        // A commit says what a node has now just as a hit that was noted does; the later word counts.
+        let sql = "select pipeline, node, fingerprint, seq from latest union all select pipeline, node, fingerprint, seq from entries order by seq";
+        let mut statement = connection.prepare(sql)?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let (pipeline, node): (String, String) = (row.get(0)?, row.get(1)?);

@@ -52,6 +52,9 @@ pub(super) fn is_ordered(connection: &Connection, sql: &str) -> Result<bool, Cac
 /// The parser's message with the line and column it points to.
 fn parse_error(sql: &str, tree: &Value) -> String {
     let message = first_line(tree["error_message"].as_str().unwrap_or("the query cannot be read"));
+    if message.starts_with("Only SELECT statements") {
+        return "a query is one SELECT; this is another statement".to_owned();
+    }
     let position = tree["position"].as_str().and_then(|text| text.parse::<usize>().ok());
     let Some(before) = position.and_then(|position| sql.get(..position)) else {
         return message;

@@ -23,6 +23,7 @@ pub struct Cache {
     /// Held while an artifact moves to its place.
     pub(super) adopting: Mutex<()>,
     stats: StatIndex,
+    manifests: Mutex<Manifests>,
     /// The database file that the snapshot on disk belongs to.
     snapshot: Mutex<Option<Identity>>,
     committer: Option<Committer>,
@@ -39,6 +40,13 @@ pub struct NewEntry<'a> {
     pub outputs: BTreeMap<String, Artifact>,
     pub metrics: BTreeMap<String, f64>,
     pub seconds: f64,
+}
+
+/// Manifests of finished nodes; read from the database when first needed.
+#[derive(Debug, Default)]
+struct Manifests {
+    known: HashMap<Fingerprint, Arc<Manifest>>,
+    loaded: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -75,7 +83,8 @@ impl Cache {
         let committer = if writable { Some(Committer::start(Arc::clone(&database), layout.clone())?) } else { None };
         let stats = StatIndex::load(&layout.stats());
         let (index, snapshot) = (Mutex::new(index), Mutex::new(snapshot));
-        Ok(Self { layout, database, index, adopting: Mutex::default(), stats, snapshot, committer, _lock: lock })
+        let (adopting, manifests) = (Mutex::default(), Mutex::default());
+        Ok(Self { layout, database, index, adopting, stats, manifests, snapshot, committer, _lock: lock })
     }
 
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
@@ -94,6 +103,11 @@ impl Cache {
     /// Where an unfinished node keeps its progress.
     pub fn scratch_path(&self, fingerprint: Fingerprint) -> PathBuf {
         self.layout.partial(fingerprint)
+    }
+
+    /// The folder of all scratch folders.
+    pub fn partials_path(&self) -> PathBuf {
+        self.layout.partials()
     }
 
     /// The digest of data outside the cache.
@@ -168,7 +182,9 @@ impl Cache {
         let seq = index.next;
         index.next += 1;
         index.add_entry(Arc::clone(&entry));
+        index.set_latest(new.pipeline, new.node, entry.fingerprint);
         drop(index);
+        self.manifests().known.insert(entry.fingerprint, Arc::new(new.manifest.clone()));
         committer.submit(Change::Entry { seq, entry: Arc::clone(&entry), manifest, records })?;
         Ok(entry)
     }
@@ -192,45 +208,46 @@ impl Cache {
         self.committer.as_ref().ok_or_else(|| CacheError::Io(std::io::Error::other("the cache is open for reading only")))
     }
 
+    fn manifests(&self) -> MutexGuard<'_, Manifests> {
+        self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The manifest of a node of a pipeline as of its last run.
-    pub fn last_manifest(&self, pipeline: &str, node: &str) -> Result<Option<Manifest>, CacheError> {
-        let Some(fingerprint) = self.index().latest(pipeline, node) else {
-            return Ok(None);
-        };
-        self.manifest(fingerprint)
+    pub fn last_manifest(&self, pipeline: &str, node: &str) -> Result<Option<Arc<Manifest>>, CacheError> {
+        let latest = self.index().latest(pipeline, node);
+        latest.map_or(Ok(None), |fingerprint| self.manifest(fingerprint))
     }
 
     /// The manifest that was committed under a fingerprint.
-    pub fn manifest(&self, fingerprint: Fingerprint) -> Result<Option<Manifest>, CacheError> {
+    pub fn manifest(&self, fingerprint: Fingerprint) -> Result<Option<Arc<Manifest>>, CacheError> {
         if self.index().entry(&fingerprint).is_none() {
             return Ok(None);
         }
-        Ok(self.read_manifests("where fingerprint = ?", &[fingerprint.to_string()])?.remove(&fingerprint))
+        Ok(self.loaded_manifests()?.known.get(&fingerprint).cloned())
     }
 
-    /// All manifests of the given ops, for finding out whether any result could fit.
-    pub fn manifests(&self) -> Result<HashMap<Fingerprint, Manifest>, CacheError> {
-        if self.index().entries().next().is_none() {
-            return Ok(HashMap::new());
-        }
-        self.read_manifests("", &[])
+    /// All manifests, for finding out whether any result could fit.
+    pub fn all_manifests(&self) -> Result<Vec<Arc<Manifest>>, CacheError> {
+        Ok(self.loaded_manifests()?.known.values().cloned().collect())
     }
 
-    fn read_manifests(&self, filter: &str, params: &[String]) -> Result<HashMap<Fingerprint, Manifest>, CacheError> {
-        if let Some(committer) = &self.committer {
-            committer.flush()?;
-        }
-        let connection = self.database.connection()?;
-        let mut statement = connection.prepare(&format!("select fingerprint, manifest from entries {filter}"))?;
-        let mut rows = statement.query(duckdb::params_from_iter(params))?;
-        let mut manifests = HashMap::new();
-        while let Some(row) = rows.next()? {
-            let (fingerprint, manifest): (String, String) = (row.get(0)?, row.get(1)?);
-            // Written by another version with other parts: nothing to compare with.
-            if let (Ok(fingerprint), Ok(manifest)) = (fingerprint.parse(), serde_json::from_str(&manifest)) {
-                manifests.insert(Fingerprint(fingerprint), manifest);
+    fn loaded_manifests(&self) -> Result<MutexGuard<'_, Manifests>, CacheError> {
+        let mut manifests = self.manifests();
+        if !manifests.loaded && self.database.path().exists() {
+            let connection = self.database.connection()?;
+            let mut statement = connection.prepare("select fingerprint, manifest from entries")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let (fingerprint, manifest) = (row.get_ref(0)?.as_str(), row.get_ref(1)?.as_str());
+                let fingerprint = fingerprint.ok().and_then(|text| text.parse().ok()).map(Fingerprint);
+                // One written by another version, with other parts, is nothing to compare with.
+                let manifest = manifest.ok().and_then(|text| serde_json::from_str(text).ok());
+                if let (Some(fingerprint), Some(manifest)) = (fingerprint, manifest) {
+                    manifests.known.entry(fingerprint).or_insert_with(|| Arc::new(manifest));
+                }
             }
         }
+        manifests.loaded = true;
         Ok(manifests)
     }
 

@@ -39,7 +39,8 @@ impl Cache {
         in_transaction(&connection, || {
             let staging = sql::quote(&staging_name());
             let query = query.trim().trim_end_matches(';');
-            let failed = |error: duckdb::Error| self.query_error(error);
+            // The query alone fails with the right line number.
+            let failed = |error: duckdb::Error| self.query_error(connection.prepare(query).err().unwrap_or(error));
             let mut statement = connection.prepare(&format!("create table {staging} as\n{query}\n")).map_err(failed)?;
             sql::bind(&mut statement, params)?;
             statement.raw_execute().map_err(failed)?;
@@ -147,5 +148,99 @@ impl duckdb::ToSql for Cell {
             Self::Double(number) => ValueRef::Double(*number),
             Self::Text(text) => ValueRef::Text(text.as_bytes()),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::{Holder, RunLock};
+    use crate::ops::ColumnType;
+
+    fn cache(folder: &std::path::Path) -> Cache {
+        Cache::open(folder, RunLock::acquire(folder, &Holder::new("test"), |_| false).unwrap()).unwrap()
+    }
+
+    fn people(rows: &[(&str, i64)]) -> Table {
+        let mut table = Table::new(&[("name", ColumnType::Text), ("age", ColumnType::Integer)]);
+        table.rows = rows.iter().map(|(name, age)| vec![Cell::from(*name), Cell::from(*age)]).collect();
+        table
+    }
+
+    fn query(cache: &Cache, input: &Artifact, sql: &str, params: &[(String, Value)]) -> Result<Artifact, CacheError> {
+        cache.store_query(&BTreeMap::from([("rows".to_owned(), input.clone())]), sql, params)
+    }
+
+    #[test]
+    fn a_table_is_kept_once_and_its_order_counts_only_when_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path());
+        let one = cache.store_table(&people(&[("a", 1), ("b", 2)]), false).unwrap();
+        let other = cache.store_table(&people(&[("b", 2), ("a", 1)]), false).unwrap();
+        assert_eq!(one, other);
+        assert_eq!(one.rows, Some(2));
+        let ordered = cache.store_table(&people(&[("b", 2), ("a", 1)]), true).unwrap();
+        assert_ne!(ordered.digest, one.digest);
+        assert!(cache.is_ordered(&ordered.digest) && !cache.is_ordered(&one.digest));
+        let sorted = query(&cache, &one, "select * from rows order by name desc -- newest first", &[]).unwrap();
+        assert_eq!(sorted.digest, ordered.digest);
+        let with = query(&cache, &one, "with x as (select * from rows) from x order by name desc limit 5;", &[]).unwrap();
+        assert_eq!(with.digest, ordered.digest);
+        let inner = query(&cache, &one, "select * from (select * from rows order by name desc)", &[]).unwrap();
+        assert_eq!(inner.digest, one.digest);
+        let names: Vec<_> = cache.columns(&one.digest).unwrap();
+        assert_eq!(names, [("name".to_owned(), "VARCHAR".to_owned()), ("age".to_owned(), "BIGINT".to_owned())]);
+    }
+
+    #[test]
+    fn params_are_bound_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path());
+        let people = cache.store_table(&people(&[("a", 1), ("b", 2), ("c", 3)]), false).unwrap();
+        let params = [
+            ("least".to_owned(), Value::from(2)),
+            ("names".to_owned(), serde_json::json!(["b", "it's \"c\""])),
+            ("unused".to_owned(), Value::from("x")),
+        ];
+        let sql = "select * from rows where age >= $least and list_contains($names::varchar[], name)";
+        assert_eq!(query(&cache, &people, sql, &params).unwrap().rows, Some(1));
+        let sql = "select len($names::varchar[]) n, ($names::varchar[])[2] as second from rows limit 1";
+        let listed = query(&cache, &people, sql, &params).unwrap();
+        let inputs = BTreeMap::from([("x".to_owned(), listed)]);
+        let read = cache.with_views(&inputs, |connection| Table::query(connection, "from x")).unwrap_or_default();
+        assert_eq!(read.rows, [[Cell::Integer(2), Cell::from("it's \"c\"")]]);
+        let error = query(&cache, &people, "select $most from rows", &params).unwrap_err();
+        insta::assert_snapshot!(error, @"the query uses `$most`, which is not a param; there are `$least`, `$names`, `$unused`");
+    }
+
+    #[test]
+    fn what_is_not_one_select_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path());
+        let people = cache.store_table(&people(&[("a", 1)]), false).unwrap();
+        let refused = |sql: &str| query(&cache, &people, sql, &[]).unwrap_err().to_string();
+        insta::assert_snapshot!(refused("select 1; select 2"), @"a query is one SELECT; there are 2 statements");
+        insta::assert_snapshot!(refused("drop table entries"), @"a query is one SELECT; this is another statement");
+        insta::assert_snapshot!(refused("select *\nfrom rows wher age"), @r#"syntax error at or near "age" (line 2, column 16)"#);
+        insta::assert_snapshot!(refused("select agee from rows"), @r#"
+        Binder Error: Referenced column "agee" not found in FROM clause!
+        Candidate bindings: "age", "name"
+
+        LINE 1: select agee from rows
+                       ^
+        "#);
+    }
+
+    #[test]
+    fn threads_may_make_the_same_table_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(folder.path());
+        let made: Vec<Artifact> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| cache.store_query(&BTreeMap::new(), "select range as n from range(5000)", &[]).unwrap()))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(made.iter().all(|artifact| *artifact == made[0]));
     }
 }

@@ -34,8 +34,14 @@ pub struct Param {
 #[derive(Debug, Clone, PartialEq)]
 pub enum ParamKind {
     Bool,
-    Integer { min: Option<i64>, max: Option<i64> },
-    Number { min: Option<f64>, max: Option<f64> },
+    Integer {
+        min: Option<i64>,
+        max: Option<i64>,
+    },
+    Number {
+        min: Option<f64>,
+        max: Option<f64>,
+    },
     Text,
     Choice(Vec<String>),
     /// The name of an entry under `models:`.
@@ -73,12 +79,25 @@ pub struct Port {
 
 impl Port {
     pub fn table(doc: &str, columns: &[(&str, &str)]) -> Self {
-        let columns = columns.iter().map(|(name, kind)| ((*name).to_owned(), (*kind).to_owned())).collect();
-        Self { kind: Some(ArtifactKind::Table), doc: doc.to_owned(), optional: false, columns }
+        let columns = columns
+            .iter()
+            .map(|(name, kind)| ((*name).to_owned(), (*kind).to_owned()))
+            .collect();
+        Self {
+            kind: Some(ArtifactKind::Table),
+            doc: doc.to_owned(),
+            optional: false,
+            columns,
+        }
     }
 
     pub fn files(doc: &str) -> Self {
-        Self { kind: Some(ArtifactKind::Files), doc: doc.to_owned(), optional: false, columns: Vec::new() }
+        Self {
+            kind: Some(ArtifactKind::Files),
+            doc: doc.to_owned(),
+            optional: false,
+            columns: Vec::new(),
+        }
     }
 
     pub fn optional(mut self) -> Self {
@@ -89,15 +108,27 @@ impl Port {
 
 impl Param {
     pub fn required(kind: ParamKind, doc: &str) -> Self {
-        Self { kind, default: None, optional: false, doc: doc.to_owned(), in_fingerprint: true }
+        Self {
+            kind,
+            default: None,
+            optional: false,
+            doc: doc.to_owned(),
+            in_fingerprint: true,
+        }
     }
 
     pub fn optional(kind: ParamKind, doc: &str) -> Self {
-        Self { optional: true, ..Self::required(kind, doc) }
+        Self {
+            optional: true,
+            ..Self::required(kind, doc)
+        }
     }
 
     pub fn default(kind: ParamKind, default: impl Into<Value>, doc: &str) -> Self {
-        Self { default: Some(default.into()), ..Self::required(kind, doc) }
+        Self {
+            default: Some(default.into()),
+            ..Self::required(kind, doc)
+        }
     }
 
     /// Takes the param out of the fingerprint.

@@ -1,9 +1,39 @@
 //! Text to a checked spec: the pipeline, the stages it uses, their params.
 //!
-//! Called by the command line; knows no database, no network and no tensors. Problems are collected, never thrown one by one.
+//! Called by the command line and by `graph::compile`; knows no database, no network and no tensors. Problems are collected,
+//! never thrown one by one; each points at the place in the text it is about.
 
+mod builtin;
+mod call;
+mod check;
+mod declare;
+mod diagnostic;
+mod environment;
+mod fields;
 mod interface;
+mod load;
+mod locate;
 mod models;
+mod overrides;
+mod pipeline;
+mod render;
+mod scalar;
+pub mod schema;
+mod source;
+mod stage;
+pub mod suggest;
+mod tracking;
+mod yaml;
 
+pub use call::{Call, InputRef};
+pub use check::{Checker, describe};
+pub use diagnostic::{Diagnostic, Diagnostics, Problems};
+pub use environment::Environment;
 pub use interface::{ArtifactKind, Columns, Interface, Param, ParamKind, Port};
+pub use load::{Request, load, project_root, read_text};
 pub use models::ModelSpec;
+pub use pipeline::{Model, PipelineSpec};
+pub use source::{Source, Sources, Span};
+pub use stage::{StageFolder, StageOutput, StageSpec, display};
+pub use tracking::TrackingSpec;
+pub use yaml::{Entry, Kind, Yaml, to_object};

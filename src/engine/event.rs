@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Artifact;
-use crate::graph::{Fingerprint, PartChange};
+use crate::engine::Reason;
+use crate::graph::Fingerprint;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Event {
@@ -21,7 +22,7 @@ pub enum EventKind {
     RunStarted { id: String, pipeline: String, nodes: usize },
     /// Something is fetched from outside before the run (an archive, a model).
     Fetching { what: String },
-    NodeStarted { node: String, op: String, reasons: Vec<PartChange> },
+    NodeStarted { node: String, op: String, reasons: Vec<Reason> },
     Progress { node: String, progress: Progress },
     /// A metric at a step of a node's own axis (`train/loss` at step 12).
     Metric { node: String, step: u64, values: BTreeMap<String, f64> },
@@ -89,3 +90,14 @@ impl Event {
     }
 }
 
+/// Several listeners as one.
+#[derive(Default)]
+pub struct Sinks(pub Vec<Box<dyn Sink>>);
+
+impl Sink for Sinks {
+    fn event(&self, event: &Event) {
+        for sink in &self.0 {
+            sink.event(event);
+        }
+    }
+}

@@ -1,9 +1,24 @@
 //! Runs a graph: schedules nodes, takes resource slots, commits results, says what happens as [`Event`]s.
 //!
-//! Called by the command line; never prints and knows no op by name.
+//! Called by the command line: [`plan`] first, then [`run`] with that plan. Never prints and knows no op by name.
 
-pub mod cancel;
-pub mod event;
+mod cancel;
+pub mod children;
+mod error;
+mod event;
+mod execute;
+mod outcome;
+mod plan;
+mod resolve;
+mod run;
+mod select;
+mod slots;
 
 pub use cancel::CancelToken;
-pub use event::{Event, EventKind, Level, NodeStatus, Progress, RunState, Sink};
+pub use error::EngineError;
+pub use event::{Event, EventKind, Level, NodeStatus, Progress, RunState, Sink, Sinks};
+pub use outcome::{Failure, NodeOutcome, RunOutcome};
+pub use plan::{NodePlan, NodeState, Plan, Reason, plan};
+pub use resolve::{Resolve, ResolveError};
+pub use run::{RunOptions, run};
+pub use select::Selection;

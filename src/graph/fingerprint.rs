@@ -71,9 +71,23 @@ impl Manifest {
                 || node.models.keys().any(is)
         };
         params.retain(|name, _| !shadowed(name));
-        let files = node.files.iter().map(|(name, file)| (name.clone(), file.digest)).collect();
+        let files = node
+            .files
+            .iter()
+            .map(|(name, file)| (name.clone(), file.digest))
+            .collect();
         let (op, op_version, seed) = (node.op.clone(), node.op_version, node.seed);
-        Self { layout: LAYOUT, op, op_version, params, files, paths, models, inputs, seed }
+        Self {
+            layout: LAYOUT,
+            op,
+            op_version,
+            params,
+            files,
+            paths,
+            models,
+            inputs,
+            seed,
+        }
     }
 
     pub fn fingerprint(&self) -> Fingerprint {
@@ -90,10 +104,22 @@ impl Manifest {
             ("op".to_owned(), format!("{} v{}", self.op, self.op_version)),
             ("seed".to_owned(), self.seed.to_string()),
         ]);
-        parts.extend(self.params.iter().map(|(name, value)| (format!("params.{name}"), value.clone())));
-        let digests = [("files", &self.files), ("paths", &self.paths), ("models", &self.models), ("inputs", &self.inputs)];
+        parts.extend(
+            self.params
+                .iter()
+                .map(|(name, value)| (format!("params.{name}"), value.clone())),
+        );
+        let digests = [
+            ("files", &self.files),
+            ("paths", &self.paths),
+            ("models", &self.models),
+            ("inputs", &self.inputs),
+        ];
         for (group, map) in digests {
-            parts.extend(map.iter().map(|(name, digest)| (format!("{group}.{name}"), digest.short())));
+            parts.extend(
+                map.iter()
+                    .map(|(name, digest)| (format!("{group}.{name}"), digest.short())),
+            );
         }
         parts
     }
@@ -104,8 +130,16 @@ impl Manifest {
         let mut names: Vec<_> = old.keys().chain(new.keys()).collect();
         names.sort();
         names.dedup();
-        let change = |name: &String| PartChange { part: name.clone(), old: old.get(name).cloned(), new: new.get(name).cloned() };
-        names.into_iter().map(change).filter(|change| change.old != change.new).collect()
+        let change = |name: &String| PartChange {
+            part: name.clone(),
+            old: old.get(name).cloned(),
+            new: new.get(name).cloned(),
+        };
+        names
+            .into_iter()
+            .map(change)
+            .filter(|change| change.old != change.new)
+            .collect()
     }
 }
 

@@ -2,11 +2,20 @@
 //!
 //! Made by [`compile`] from a checked spec; run by the engine. Pure: no database, no network, no tensors.
 
+mod columns;
 mod compile;
+mod draft;
+mod expand;
 mod fingerprint;
 mod node;
+mod order;
+mod params;
+mod render;
+#[cfg(test)]
+mod tests;
+mod wire;
 
-pub use compile::compile;
+pub use compile::{compile, compile_without_data};
 pub use fingerprint::{Fingerprint, Manifest, PartChange};
 pub use node::{Input, Node, Output, PathInput, Resources, StageFile};
 
@@ -29,7 +38,7 @@ pub struct Graph {
     pub seed: u64,
     /// The pipeline file.
     pub path: PathBuf,
-    /// The project folder: the closest folder upwards from the pipeline with a `stages/` or `pipelines/` folder in it.
+    /// The project folder: see `config::project_root`.
     pub root: PathBuf,
     pub dag: DiGraph<Node, Link>,
     /// A topological order that keeps the order of declaration where it is free.
@@ -38,7 +47,9 @@ pub struct Graph {
 
 impl Graph {
     pub fn node(&self, name: &str) -> Option<NodeIndex> {
-        self.dag.node_indices().find(|&index| self.dag[index].name == name)
+        self.dag
+            .node_indices()
+            .find(|&index| self.dag[index].name == name)
     }
 
     /// The nodes of a stage, or the one node of that name.

@@ -16,6 +16,13 @@ struct Entry {
 }
 
 impl Catalog {
+    /// What the light binary can run, and the declarations of everything else.
+    pub fn light() -> Self {
+        let mut catalog = Self::default();
+        catalog.add(super::command::Command, Some(super::command::run));
+        catalog
+    }
+
     pub fn add(&mut self, op: impl Op + 'static, run: Option<RunFn>) {
         self.ops.insert(op.name(), Entry { op: Box::new(op), run });
     }

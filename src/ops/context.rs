@@ -25,6 +25,8 @@ pub struct Context<'run> {
     pub inputs: BTreeMap<String, Artifact>,
     /// The local place of each model param, by dotted param name (resolved before the run).
     pub models: BTreeMap<String, PathBuf>,
+    /// The local place of each path param, by dotted param name.
+    pub paths: BTreeMap<String, PathBuf>,
     /// `cache/partial/<fingerprint>/`: kept when the process dies, removed once the node is committed.
     pub scratch: PathBuf,
     /// The project folder; path params are relative to it.
@@ -32,10 +34,12 @@ pub struct Context<'run> {
     /// `FLOW_HOME`: downloads and models shared by all projects.
     pub home: PathBuf,
     pub offline: bool,
+    /// The GPUs this node may use.
+    pub gpus: Vec<u32>,
     pub cancel: CancelToken,
     pub(crate) cache: &'run Cache,
     pub(crate) sink: &'run dyn Sink,
-    /// Columns judged, rows read …: metrics and artifacts gathered so far.
+    /// Metrics and artifacts gathered so far.
     pub(crate) outputs: Outputs,
 }
 

@@ -4,6 +4,7 @@
 //! and get their `run` function from `Catalog::full`, which only the binary `flow-lm` calls.
 
 mod catalog;
+mod command;
 mod context;
 mod checker;
 mod error;

@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn other_types_are_named() {
         let error = query("select [1, 2] as list").unwrap_err();
-        insta::assert_snapshot!(error, @"");
+        insta::assert_snapshot!(error, @"column `list` has the type List(Int32, field: 'l'), which is not read here");
     }
 
     #[test]

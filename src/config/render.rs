@@ -1,0 +1,86 @@
+//! Diagnostics as people read them: the file, line and column, the line itself, a caret, and the next step.
+
+use std::fmt;
+
+use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode};
+
+use super::diagnostic::{Diagnostic, Diagnostics};
+
+/// One diagnostic with its text, in the form miette draws.
+#[derive(Debug)]
+struct Report<'a> {
+    diagnostic: &'a Diagnostic,
+    source: Option<NamedSource<String>>,
+    label: Option<LabeledSpan>,
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.diagnostic.message)
+    }
+}
+
+impl std::error::Error for Report<'_> {}
+
+impl miette::Diagnostic for Report<'_> {
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.diagnostic
+            .help
+            .as_ref()
+            .map(|help| Box::new(help) as Box<dyn fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.source.as_ref().map(|source| source as &dyn SourceCode)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        self.label.as_ref().map(|label| {
+            Box::new(std::iter::once(label.clone())) as Box<dyn Iterator<Item = LabeledSpan>>
+        })
+    }
+}
+
+impl Diagnostics {
+    /// All problems, drawn one below the other. `width` is the terminal's.
+    pub fn render(&self, colour: bool, width: usize) -> String {
+        let theme = if colour {
+            GraphicalTheme::unicode()
+        } else {
+            GraphicalTheme::unicode_nocolor()
+        };
+        let handler = GraphicalReportHandler::new_themed(theme)
+            .with_width(width.max(40))
+            .with_links(false)
+            .with_context_lines(1);
+        let mut text = String::new();
+        for diagnostic in &self.problems {
+            let (source, label) = match diagnostic.span {
+                Some(span) => {
+                    let source = self.sources.get(span);
+
+                    let range = source.bytes(span);
+                    (
+                        Some(NamedSource::new(&source.name, source.text.clone())),
+                        Some(LabeledSpan::new(
+                            diagnostic.label.clone(),
+                            range.start,
+                            range.len(),
+                        )),
+                    )
+                }
+                None => (None, None),
+            };
+            let report = Report {
+                diagnostic,
+                source,
+                label,
+            };
+            if handler.render_report(&mut text, &report).is_err() {
+                text.push_str(&diagnostic.message);
+            }
+            text.push('\n');
+        }
+        text
+    }
+}

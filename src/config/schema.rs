@@ -1,0 +1,288 @@
+//! JSON Schemas of `pipelines/*.yaml` and `stage.yaml`, made from the interfaces, so that editors complete and check as one types.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::check::describe;
+use super::declare::{KINDS, TYPES};
+use super::interface::{Interface, Param, ParamKind, Port};
+use super::models::ModelSpec;
+use super::tracking::MODES;
+
+/// Draft 7 is what editors understand best.
+const DRAFT: &str = "http://json-schema.org/draft-07/schema#";
+/// A text that stands for a value of another type: `${NAME}` in a pipeline, `$param` in a step.
+const FROM_ENVIRONMENT: &str = r"\$\{";
+const FROM_PARAM: &str = r"^\$";
+
+pub type Interfaces = BTreeMap<String, Interface>;
+
+/// The schema of a pipeline, given the ops and stages it can use.
+pub fn pipeline(uses: &Interfaces) -> Value {
+    let settings = schemars::generate::SchemaSettings::draft07();
+    let mut model = settings
+        .into_generator()
+        .into_root_schema_for::<ModelSpec>()
+        .to_value();
+    if let Some(model) = model.as_object_mut() {
+        model.remove("$schema");
+        model.insert(
+            "oneOf".to_owned(),
+            json!([{ "required": ["path"] }, { "required": ["hf"] }, { "required": ["url"] }]),
+        );
+    }
+    let slots = json!({ "anyOf": [{ "type": "integer", "minimum": 0 }, { "const": "all" }] });
+    let mut call = call("uses", "The op or stage this is.", uses, FROM_ENVIRONMENT);
+    call["properties"]["resources"] = json!({
+        "description": "Slots each node of the stage takes while it runs.",
+        "type": "object", "additionalProperties": false, "properties": { "cpu": slots, "gpu": slots },
+    });
+    let overrides = "Overrides by dotted or nested keys: models.<name>, <stage>.with.<param>, <stage>.inputs.<input>, seed.";
+    json!({
+        "$schema": DRAFT,
+        "title": "flow pipeline",
+        "type": "object",
+        "required": ["stages"],
+        "additionalProperties": false,
+        "properties": {
+            "name": { "type": "string", "description": "Name of the pipeline; by default that of the file." },
+            "description": { "type": "string" },
+            "seed": { "description": "The one seed all others come from.", "anyOf": [{ "type": "integer", "minimum": 0 }, stand_in(FROM_ENVIRONMENT)] },
+            "models": { "description": "Language models by name.", "type": "object", "additionalProperties": { "$ref": "#/definitions/model" } },
+            "stages": { "type": "object", "minProperties": 1, "additionalProperties": { "$ref": "#/definitions/stage" } },
+            "profiles": { "description": overrides, "type": "object", "additionalProperties": { "type": "object" } },
+            "cache": { "type": "object", "additionalProperties": false, "properties": { "path": { "type": "string", "description": "Folder of the cache, relative to the project." } } },
+            "tracking": {
+                "type": "object",
+                "additionalProperties": false,
+                "properties": { "entity": { "type": "string" }, "project": { "type": "string" }, "base_url": { "type": "string" }, "mode": { "enum": MODES } },
+            },
+        },
+        "definitions": { "model": model, "stage": call },
+    })
+}
+
+/// The schema of a stage definition, given the ops its steps can call.
+pub fn stage(ops: &Interfaces) -> Value {
+    let names = json!({ "anyOf": [{ "type": "array", "items": { "type": "string" } }, { "type": "object", "additionalProperties": { "type": "string" } }] });
+    let param = json!({
+        "type": "object",
+        "required": ["type"],
+        "additionalProperties": false,
+        "properties": {
+            "type": { "enum": TYPES },
+            "doc": { "type": "string" },
+            "default": {},
+            "required": { "type": "boolean" },
+            "optional": { "type": "boolean" },
+            "choices": { "type": "array", "items": { "type": "string" } },
+            "min": { "type": "number" },
+            "max": { "type": "number" },
+            "items": { "description": "What a list or a map holds.", "anyOf": [{ "enum": TYPES }, { "$ref": "#/definitions/param" }] },
+            "fields": { "type": "object", "additionalProperties": { "$ref": "#/definitions/param" } },
+        },
+    });
+    json!({
+        "$schema": DRAFT,
+        "title": "flow stage",
+        "type": "object",
+        "required": ["outputs", "steps"],
+        "additionalProperties": false,
+        "properties": {
+            "description": { "type": "string" },
+            "params": { "type": "object", "additionalProperties": { "$ref": "#/definitions/param" } },
+            "inputs": {
+                "type": "object",
+                "additionalProperties": {
+                    "type": "object",
+                    "additionalProperties": false,
+                    "properties": { "kind": { "enum": KINDS }, "columns": names, "optional": { "type": "boolean" }, "doc": { "type": "string" } },
+                },
+            },
+            "outputs": {
+                "type": "object",
+                "additionalProperties": {
+                    "type": "object",
+                    "required": ["from"],
+                    "additionalProperties": false,
+                    "properties": { "from": { "type": "string", "description": "`step` or `step.output`." }, "columns": names, "doc": { "type": "string" } },
+                },
+            },
+            "steps": { "type": "object", "minProperties": 1, "additionalProperties": { "$ref": "#/definitions/step" } },
+        },
+        "definitions": { "param": param, "step": call("op", "The op this step calls.", ops, FROM_PARAM) },
+    })
+}
+
+/// One call; what may stand in `with` and `inputs` depends on what is called.
+fn call(key: &str, doc: &str, uses: &Interfaces, stands_in: &str) -> Value {
+    let names: Vec<_> = uses.keys().collect();
+    let by_use = |(name, interface): (&String, &Interface)| {
+        let mut then = json!({ "properties": { "with": params(&interface.params, stands_in), "inputs": inputs(interface) } });
+        let wants = |required: &Value| {
+            required["required"]
+                .as_array()
+                .is_some_and(|names| !names.is_empty())
+        };
+        let required: Vec<_> = ["with", "inputs"]
+            .into_iter()
+            .filter(|part| wants(&then["properties"][part]))
+            .collect();
+        then["required"] = json!(required);
+        json!({ "if": { "properties": { key: { "const": name } }, "required": [key] }, "then": then })
+    };
+    json!({
+        "type": "object",
+        "required": [key],
+        "additionalProperties": false,
+        "properties": { key: { "description": doc, "enum": names }, "with": { "type": "object" }, "inputs": { "type": "object" } },
+        "allOf": uses.iter().map(by_use).collect::<Vec<_>>(),
+    })
+}
+
+fn params(params: &BTreeMap<String, Param>, stands_in: &str) -> Value {
+    let required: Vec<_> = params
+        .iter()
+        .filter(|(_, param)| {
+            param.default.is_none() && !param.optional && !fills_itself(&param.kind)
+        })
+        .map(|(name, _)| name)
+        .collect();
+    let properties: Map<_, _> = params
+        .iter()
+        .map(|(name, param)| (name.clone(), self::param(param, stands_in)))
+        .collect();
+    json!({ "type": "object", "additionalProperties": false, "properties": properties, "required": required })
+}
+
+/// A record all of whose fields have defaults need not be given.
+fn fills_itself(kind: &ParamKind) -> bool {
+    matches!(kind, ParamKind::Record(fields) if fields.values().all(|field| field.optional || field.default.is_some()))
+}
+
+fn param(param: &Param, stands_in: &str) -> Value {
+    let mut schema = kind(&param.kind, stands_in);
+    if !param.doc.is_empty() {
+        schema["description"] = json!(param.doc);
+    }
+    if let Some(default) = &param.default {
+        schema["default"] = default.clone();
+    }
+    schema
+}
+
+fn kind(kind: &ParamKind, stands_in: &str) -> Value {
+    let bounded = |name: &str, min: Value, max: Value| {
+        let mut number = json!({ "type": name });
+        for (key, bound) in [("minimum", min), ("maximum", max)] {
+            if !bound.is_null() {
+                number[key] = bound;
+            }
+        }
+        json!({ "anyOf": [number, stand_in(stands_in)] })
+    };
+    match kind {
+        ParamKind::Bool => json!({ "anyOf": [{ "type": "boolean" }, stand_in(stands_in)] }),
+        ParamKind::Integer { min, max } => bounded("integer", json!(min), json!(max)),
+        ParamKind::Number { min, max } => bounded("number", json!(min), json!(max)),
+        ParamKind::Choice(choices) => {
+            json!({ "anyOf": [{ "enum": choices }, stand_in(stands_in)] })
+        }
+        ParamKind::Text => json!({ "type": "string" }),
+        ParamKind::Model | ParamKind::File | ParamKind::Path => {
+            json!({ "type": "string", "description": describe(kind) })
+        }
+        ParamKind::List(item) => {
+            json!({ "anyOf": [{ "type": "array", "items": self::kind(item, stands_in) }, stand_in(stands_in)] })
+        }
+        ParamKind::Map(item) => {
+            json!({ "anyOf": [{ "type": "object", "additionalProperties": self::kind(item, stands_in) }, stand_in(stands_in)] })
+        }
+        ParamKind::Record(fields) => {
+            json!({ "anyOf": [params(fields, stands_in), stand_in(stands_in)] })
+        }
+        ParamKind::Any => json!({}),
+    }
+}
+
+fn stand_in(pattern: &str) -> Value {
+    json!({ "type": "string", "pattern": pattern })
+}
+
+fn inputs(interface: &Interface) -> Value {
+    let required: Vec<_> = interface
+        .inputs
+        .iter()
+        .filter(|(_, port)| !port.optional)
+        .map(|(name, _)| name)
+        .collect();
+    let property = |(name, port): (&String, &Port)| {
+        (
+            name.clone(),
+            json!({ "type": "string", "description": port.doc }),
+        )
+    };
+    let properties: Map<_, _> = interface.inputs.iter().map(property).collect();
+    let open = if interface.open_inputs {
+        json!({ "type": "string" })
+    } else {
+        json!(false)
+    };
+    json!({ "type": "object", "additionalProperties": open, "properties": properties, "required": required })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uses() -> Interfaces {
+        let mut interface = Interface::default();
+        interface.params.insert(
+            "limit".into(),
+            Param::default(
+                ParamKind::Integer {
+                    min: Some(1),
+                    max: None,
+                },
+                5,
+                "Rows at most.",
+            ),
+        );
+        interface
+            .params
+            .insert("model".into(), Param::required(ParamKind::Model, ""));
+        interface
+            .inputs
+            .insert("rows".into(), Port::table("What to read.", &[]));
+        Interfaces::from([("ask".to_owned(), interface)])
+    }
+
+    #[test]
+    fn a_call_is_checked_by_what_it_uses() {
+        let schema = pipeline(&uses());
+        let then = &schema["definitions"]["stage"]["allOf"][0]["then"];
+        assert_eq!(
+            then["properties"]["with"]["properties"]["limit"]["anyOf"][0],
+            json!({ "type": "integer", "minimum": 1 })
+        );
+        assert_eq!(then["properties"]["with"]["required"], json!(["model"]));
+        assert_eq!(then["properties"]["inputs"]["required"], json!(["rows"]));
+        assert_eq!(then["required"], json!(["with", "inputs"]));
+        assert_eq!(
+            schema["definitions"]["stage"]["properties"]["uses"]["enum"],
+            json!(["ask"])
+        );
+        assert!(schema["definitions"]["model"]["properties"]["hf"].is_object());
+    }
+
+    #[test]
+    fn a_step_may_name_params() {
+        let schema = stage(&uses());
+        let then = &schema["definitions"]["step"]["allOf"][0]["then"];
+        assert_eq!(
+            then["properties"]["with"]["properties"]["limit"]["anyOf"][1]["pattern"],
+            FROM_PARAM
+        );
+    }
+}

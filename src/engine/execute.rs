@@ -1,0 +1,96 @@
+//! Runs one node: prepares its context, calls the op, checks that what it read stayed as it was, commits.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::plan::Facts;
+use super::{RunOptions, Sink};
+use crate::cache::{Artifact, Cache, Entry, ExternalError, NewEntry};
+use crate::graph::{Manifest, Node};
+use crate::ops::{Context, OpError, Outputs, RunFn};
+
+/// All that is needed to run a node on any thread.
+pub(super) struct Task<'run> {
+    pub(super) pipeline: &'run str,
+    pub(super) root: &'run std::path::Path,
+    pub(super) node: &'run Node,
+    pub(super) run: Option<RunFn>,
+    pub(super) manifest: Manifest,
+    pub(super) inputs: BTreeMap<String, Artifact>,
+    pub(super) facts: &'run Facts,
+    pub(super) gpus: Vec<u32>,
+}
+
+/// Runs a task to its commit.
+pub(super) fn execute(task: Task<'_>, cache: &Cache, options: &RunOptions, sink: &dyn Sink) -> Result<Arc<Entry>, OpError> {
+    let start = Instant::now();
+    let node = task.node;
+    let run = task.run.ok_or_else(|| {
+        OpError::with_help(format!("`{}` needs the language-model runtime, which this program does not have", node.op), "run it with `flow-lm`")
+    })?;
+    let fingerprint = task.manifest.fingerprint();
+    let scratch = cache.scratch_path(fingerprint);
+    fs_err::create_dir_all(&scratch)?;
+    let mut context = Context {
+        node,
+        fingerprint,
+        inputs: task.inputs,
+        models: task.facts.models.clone(),
+        paths: task.facts.paths.clone(),
+        scratch,
+        root: task.root.to_path_buf(),
+        home: options.home.clone(),
+        offline: options.offline,
+        gpus: task.gpus,
+        cancel: options.cancel.clone(),
+        cache,
+        sink,
+        outputs: Outputs::default(),
+    };
+    let outputs = catch_unwind(AssertUnwindSafe(|| run(&mut context))).unwrap_or_else(|panic| Err(panicked(&*panic)))?;
+    check_outputs(node, &outputs)?;
+    check_data(node, task.facts, cache)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let Outputs { artifacts, metrics } = outputs;
+    let new = NewEntry { pipeline: task.pipeline, node: &node.name, op: &node.op, manifest: &task.manifest, outputs: artifacts, metrics, seconds };
+    Ok(cache.commit(new)?)
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> OpError {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    OpError::with_help(format!("the op panicked: {}", text.unwrap_or("no message")), "this is a mistake in flow itself; please report it")
+}
+
+fn check_outputs(node: &Node, outputs: &Outputs) -> Result<(), OpError> {
+    for promised in &node.outputs {
+        match outputs.artifacts.get(&promised.name) {
+            None => return Err(OpError::new(format!("the op `{}` did not give its output `{}`", node.op, promised.name))),
+            Some(artifact) if artifact.kind != promised.kind => {
+                return Err(OpError::new(format!("the op `{}` gave another kind of artifact as `{}` than it promised", node.op, promised.name)));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Data from outside must be what was hashed before: otherwise the result belongs to no fingerprint.
+fn check_data(node: &Node, facts: &Facts, cache: &Cache) -> Result<(), OpError> {
+    for (param, before) in &facts.path_digests {
+        let path = &facts.paths[param];
+        let moved = match cache.digest_path(path) {
+            Ok(now) => now != *before,
+            Err(ExternalError::Missing(_) | ExternalError::Unsteady(_)) => true,
+            Err(error) => return Err(OpError::new(error.to_string())),
+        };
+        if moved {
+            return Err(OpError::with_help(
+                format!("`{}` changed while `{}` was reading it; nothing was recorded", path.display(), node.name),
+                "run again once it is no longer written to",
+            ));
+        }
+    }
+    Ok(())
+}

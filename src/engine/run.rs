@@ -1,0 +1,331 @@
+//! The scheduler: one thread decides, others run nodes; nodes found in the cache never leave the deciding thread.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::execute::{Task, execute};
+use super::outcome::{Failure, NodeOutcome, RunOutcome};
+use super::plan::{NodeState, Plan, Reason, input_artifacts, reasons};
+use super::slots::{Slots, Taken};
+use super::{CancelToken, EngineError, Event, EventKind, NodeStatus, RunState, Sink};
+use crate::cache::{Artifact, Cache, Entry, Lookup};
+use crate::graph::Graph;
+use crate::ops::{Catalog, OpError};
+
+/// How a run goes about it; none of this can change a result.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    pub id: String,
+    /// CPU slots.
+    pub jobs: u32,
+    /// Names of the GPUs that may be used.
+    pub gpus: Vec<u32>,
+    pub offline: bool,
+    /// `FLOW_HOME`.
+    pub home: PathBuf,
+    pub cancel: CancelToken,
+}
+
+type Finished = (usize, Taken, Result<Arc<Entry>, OpError>, f64);
+
+/// Does what a plan says: runs what is not cached, in order of need and as wide as the slots allow.
+///
+/// A node that fails takes those below it out; all others finish. Once cancelled, no further node starts.
+pub fn run(graph: &Graph, catalog: &Catalog, cache: &Cache, plan: &Plan, options: &RunOptions, sink: &dyn Sink) -> RunOutcome {
+    let start = Instant::now();
+    let emit = |kind| sink.event(&Event::now(kind));
+    emit(EventKind::RunStarted { id: options.id.clone(), pipeline: graph.name.clone(), nodes: plan.nodes.len() });
+    if let Err(error) = super::children::end_leftovers(&cache.partials_path()) {
+        let message = format!("processes of an earlier run may still be running: {error}");
+        emit(EventKind::Log { node: None, level: super::Level::Warn, message });
+    }
+    let mut scheduler = Scheduler::new(graph, catalog, cache, plan, options, sink);
+    scheduler.run();
+    let Scheduler { outcomes, mut headline, .. } = scheduler;
+    let names = outcomes.iter().filter_map(|outcome| Some((outcome.name.as_str(), outcome.fingerprint.filter(|_| outcome.error.is_none())?)));
+    if let Err(error) = cache.set_latest(&graph.name, names).and_then(|()| cache.flush()) {
+        headline.get_or_insert(Failure { node: None, message: format!("results could not be kept: {error}"), help: error.help() });
+    }
+    let cancelled = options.cancel.is_cancelled() && outcomes.iter().any(|outcome| outcome.status == NodeStatus::Skipped);
+    let state = match headline {
+        Some(_) => RunState::Failed,
+        None if cancelled => RunState::Interrupted,
+        None => RunState::Finished,
+    };
+    let seconds = start.elapsed().as_secs_f64();
+    emit(EventKind::RunFinished { state, seconds });
+    RunOutcome { state, seconds, nodes: outcomes, headline }
+}
+
+struct Scheduler<'run> {
+    graph: &'run Graph,
+    catalog: &'run Catalog,
+    cache: &'run Cache,
+    plan: &'run Plan,
+    options: &'run RunOptions,
+    sink: &'run dyn Sink,
+    /// Positions in the plan.
+    names: HashMap<&'run str, usize>,
+    /// How many inputs a node still waits for.
+    waiting: Vec<usize>,
+    below: Vec<Vec<usize>>,
+    entries: Vec<Option<Arc<Entry>>>,
+    ended: Vec<bool>,
+    /// By position, so that what comes first in the pipeline starts first.
+    ready: BTreeMap<usize, (Task<'run>, Vec<Reason>)>,
+    /// Nodes whose inputs have just become known, and nodes to be skipped because of another.
+    known: Vec<usize>,
+    slots: Slots,
+    running: usize,
+    outcomes: Vec<NodeOutcome>,
+    headline: Option<Failure>,
+}
+
+impl<'run> Scheduler<'run> {
+    fn new(
+        graph: &'run Graph,
+        catalog: &'run Catalog,
+        cache: &'run Cache,
+        plan: &'run Plan,
+        options: &'run RunOptions,
+        sink: &'run dyn Sink,
+    ) -> Self {
+        let names: HashMap<&str, usize> = plan.nodes.iter().enumerate().map(|(position, node)| (node.name.as_str(), position)).collect();
+        let count = plan.indices.len();
+        let (mut waiting, mut below) = (vec![0; count], vec![Vec::new(); count]);
+        for (position, &index) in plan.indices.iter().enumerate() {
+            for input in &graph.dag[index].inputs {
+                if let Some(&above) = names.get(input.node.as_str()) {
+                    below[above].push(position);
+                    waiting[position] += 1;
+                }
+            }
+        }
+        let slots = Slots::new(options.jobs, &options.gpus);
+        Self {
+            graph,
+            catalog,
+            cache,
+            plan,
+            options,
+            sink,
+            names,
+            known: (0..count).rev().filter(|&position| waiting[position] == 0).collect(),
+            waiting,
+            below,
+            entries: vec![None; count],
+            ended: vec![false; count],
+            ready: BTreeMap::new(),
+            slots,
+            running: 0,
+            outcomes: Vec::with_capacity(count),
+            headline: None,
+        }
+    }
+
+    fn run(&mut self) {
+        let (tasks, inbox) = mpsc::channel::<(usize, Taken, Task<'run>)>();
+        let inbox = Mutex::new(inbox);
+        let (done, finished) = mpsc::channel::<Finished>();
+        let (cache, options, sink) = (self.cache, self.options, self.sink);
+        std::thread::scope(|scope| {
+            let inbox = &inbox;
+            let mut workers = 0;
+            loop {
+                self.settle();
+                for (position, taken, task) in self.start() {
+                    self.running += 1;
+                    if workers < self.running {
+                        workers += 1;
+                        let done = done.clone();
+                        let spawned = std::thread::Builder::new()
+                            .name(format!("worker {workers}"))
+                            .spawn_scoped(scope, move || work(inbox, &done, cache, options, sink));
+                        if let Err(error) = spawned {
+                            workers -= 1;
+                            // Another worker will come to it; without any, the node cannot run at all.
+                            if workers == 0 {
+                                self.finish(position, taken, Err(error.into()), 0.0);
+                                continue;
+                            }
+                        }
+                    }
+                    if let Err(mpsc::SendError((position, taken, _))) = tasks.send((position, taken, task)) {
+                        self.finish(position, taken, Err(OpError::new("no worker is left")), 0.0);
+                    }
+                }
+                if self.running == 0 && self.known.is_empty() {
+                    break;
+                }
+                if self.running > 0 {
+                    let Ok((position, taken, result, seconds)) = finished.recv() else { break };
+                    self.finish(position, taken, result, seconds);
+                }
+            }
+            drop(tasks);
+        });
+        self.skip_the_rest();
+    }
+
+    /// Looks up every node whose inputs are known, until those left have to run.
+    fn settle(&mut self) {
+        while let Some(position) = self.known.pop() {
+            if let Err(error) = self.look_up(position) {
+                let error = OpError::with_help(error.to_string(), error.help().unwrap_or_default());
+                self.fail(position, &error, 0.0);
+            }
+        }
+    }
+
+    fn look_up(&mut self, position: usize) -> Result<(), EngineError> {
+        if let NodeState::Cached { entry, .. } = &self.plan.nodes[position].state {
+            self.succeed(position, NodeStatus::Cached, Arc::clone(entry), 0.0);
+            return Ok(());
+        }
+        let index = self.plan.indices[position];
+        let node = &self.graph.dag[index];
+        let facts = &self.plan.facts[&index];
+        let inputs = {
+            let outputs = |name: &str| self.entries[*self.names.get(name)?].as_ref().map(|entry| &entry.outputs);
+            input_artifacts(node, outputs)
+        };
+        let manifest = facts.manifest(node, inputs.iter().map(|(port, artifact)| (port.clone(), artifact.digest)).collect());
+        let forced = self.plan.selected.forced.contains(&index);
+        let lookup = if forced { Lookup::Miss { damaged: None } } else { self.cache.lookup(manifest.fingerprint())? };
+        match lookup {
+            Lookup::Hit(entry) => self.succeed(position, NodeStatus::Cached, entry, 0.0),
+            Lookup::Miss { damaged } => {
+                let why = match &self.plan.nodes[position].state {
+                    // Found when the plan was made; the second look no longer sees what was damaged.
+                    NodeState::WillRun { reasons } if reasons.iter().any(|reason| matches!(reason, Reason::Damaged { .. })) => reasons.clone(),
+                    _ => reasons(self.cache, &self.graph.name, node, &manifest, damaged, forced)?,
+                };
+                let (pipeline, root, run) = (self.graph.name.as_str(), self.graph.root.as_path(), self.catalog.run_fn(&node.op));
+                let task = Task { pipeline, root, node, run, manifest, inputs, facts, gpus: Vec::new() };
+                self.ready.insert(position, (task, why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the ready nodes for which there are slots.
+    fn start(&mut self) -> Vec<(usize, Taken, Task<'run>)> {
+        let mut fitting: Vec<(usize, Taken)> = Vec::new();
+        if self.options.cancel.is_cancelled() {
+            return Vec::new();
+        }
+        for (&position, (task, _)) in &self.ready {
+            if !self.slots.any_free() {
+                break;
+            }
+            fitting.extend(self.slots.take(task.node.resources).map(|taken| (position, taken)));
+        }
+        let mut started = Vec::with_capacity(fitting.len());
+        for (position, taken) in fitting {
+            if let Some((mut task, reasons)) = self.ready.remove(&position) {
+                task.gpus.clone_from(&taken.gpus);
+                self.sink.event(&Event::now(EventKind::NodeStarted { node: task.node.name.clone(), op: task.node.op.clone(), reasons }));
+                started.push((position, taken, task));
+            }
+        }
+        started
+    }
+
+    fn finish(&mut self, position: usize, taken: Taken, result: Result<Arc<Entry>, OpError>, seconds: f64) {
+        self.running -= 1;
+        self.slots.give_back(taken);
+        match result {
+            Ok(entry) => self.succeed(position, NodeStatus::Ran, entry, seconds),
+            Err(OpError::Cancelled) => self.skip(position, "interrupted", seconds),
+            Err(error) => self.fail(position, &error, seconds),
+        }
+    }
+
+    fn succeed(&mut self, position: usize, status: NodeStatus, entry: Arc<Entry>, seconds: f64) {
+        let outcome = NodeOutcome {
+            status,
+            seconds,
+            fingerprint: Some(entry.fingerprint),
+            outputs: entry.outputs.clone(),
+            metrics: entry.metrics.clone(),
+            ..self.outcome(position)
+        };
+        self.end(position, outcome);
+        self.entries[position] = Some(entry);
+        for below in std::mem::take(&mut self.below[position]) {
+            self.waiting[below] -= 1;
+            if self.waiting[below] == 0 && !self.ended[below] {
+                self.known.push(below);
+            }
+        }
+    }
+
+    fn fail(&mut self, position: usize, error: &OpError, seconds: f64) {
+        let outcome = NodeOutcome { status: NodeStatus::Failed, seconds, error: Some(error.to_string()), ..self.outcome(position) };
+        let name = outcome.name.clone();
+        self.headline.get_or_insert_with(|| Failure::of(&name, error));
+        self.end(position, outcome);
+        let mut pending = std::mem::take(&mut self.below[position]);
+        while let Some(below) = pending.pop() {
+            if !self.ended[below] {
+                self.skip(below, &format!("`{name}` failed"), 0.0);
+                pending.extend(std::mem::take(&mut self.below[below]));
+            }
+        }
+    }
+
+    fn skip(&mut self, position: usize, why: &str, seconds: f64) {
+        let outcome = NodeOutcome { status: NodeStatus::Skipped, seconds, error: Some(why.to_owned()), ..self.outcome(position) };
+        self.end(position, outcome);
+    }
+
+    fn skip_the_rest(&mut self) {
+        for position in 0..self.ended.len() {
+            if !self.ended[position] {
+                self.skip(position, "interrupted", 0.0);
+            }
+        }
+    }
+
+    fn outcome(&self, position: usize) -> NodeOutcome {
+        let plan = &self.plan.nodes[position];
+        NodeOutcome {
+            name: plan.name.clone(),
+            op: plan.op.clone(),
+            status: NodeStatus::Skipped,
+            seconds: 0.0,
+            fingerprint: None,
+            outputs: BTreeMap::<String, Artifact>::new(),
+            metrics: BTreeMap::new(),
+            error: None,
+        }
+    }
+
+    fn end(&mut self, position: usize, outcome: NodeOutcome) {
+        self.ended[position] = true;
+        self.sink.event(&Event::now(outcome.event()));
+        self.outcomes.push(outcome);
+    }
+}
+
+/// Runs tasks until there are no more.
+fn work(
+    inbox: &Mutex<Receiver<(usize, Taken, Task<'_>)>>,
+    done: &Sender<Finished>,
+    cache: &Cache,
+    options: &RunOptions,
+    sink: &dyn Sink,
+) {
+    loop {
+        let next = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok((position, taken, task)) = next else { return };
+        let start = Instant::now();
+        let result = execute(task, cache, options, sink);
+        if done.send((position, taken, result, start.elapsed().as_secs_f64())).is_err() {
+            return;
+        }
+    }
+}

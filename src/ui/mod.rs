@@ -1,0 +1,17 @@
+//! What people see while something runs, and the tables commands print.
+//!
+//! Listens to engine events and writes to the terminal; decides nothing. Used by the command line only.
+
+mod describe;
+mod format;
+mod lines;
+mod progress;
+mod style;
+mod table;
+
+pub use describe::number;
+pub use format::{bytes, count, seconds};
+pub use lines::Lines;
+pub use progress::Progress;
+pub use style::Style;
+pub use table::{table, terminal_width};
