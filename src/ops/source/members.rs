@@ -75,10 +75,6 @@ impl Members {
         })
     }
 
-    pub fn iter(&self) -> std::slice::Iter<'_, Member> {
-        self.list.iter()
-    }
-
     pub fn as_slice(&self) -> &[Member] {
         &self.list
     }
@@ -347,6 +343,7 @@ mod tests {
     fn names(path: &Path) -> Vec<String> {
         Members::list(path, ".xml")
             .unwrap()
+            .as_slice()
             .iter()
             .map(|member| member.name.clone())
             .collect()

@@ -7,7 +7,7 @@ use duckdb::Connection;
 use super::params::{Limit, Params, Whitespace};
 use super::sample;
 use crate::cache::quote;
-use crate::config::Columns;
+use crate::config::{Columns, suggest};
 use crate::ops::{OpError, Problem};
 
 /// The table that [`Shape::make`] makes.
@@ -400,29 +400,15 @@ fn is_blank(column: &str) -> String {
 }
 
 fn no_column<'a>(at: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Problem {
-    let list: Vec<String> = known
-        .clone()
-        .take(20)
-        .map(|name| format!("`{name}`"))
-        .collect();
-    let close = known
-        .map(|known| {
-            (
-                strsim::damerau_levenshtein(&name.to_lowercase(), &known.to_lowercase()),
-                known,
-            )
-        })
-        .min();
-    let guess = close
-        .filter(|(edits, _)| *edits <= name.chars().count().max(3) / 3)
-        .map(|(_, known)| format!("did you mean `{known}`? "));
+    let guess =
+        suggest::closest(name, known.clone()).map(|known| format!("did you mean `{known}`? "));
     Problem {
         at: at.to_owned(),
         message: format!("the data has no column `{name}`"),
         help: Some(format!(
             "{}the columns are {}",
             guess.unwrap_or_default(),
-            list.join(", ")
+            suggest::list(known)
         )),
     }
 }
