@@ -353,6 +353,7 @@ mod tests {
         let failed = Members::list(path, ".xml").and_then(|members| {
             let mut handle = members.handle();
             members
+                .as_slice()
                 .iter()
                 .try_for_each(|member| members.read(&mut handle, member).map(drop))
         });
