@@ -14,4 +14,4 @@ pub use format::{bytes, count, seconds};
 pub use lines::Lines;
 pub use progress::Progress;
 pub use style::Style;
-pub use table::table;
+pub use table::{table, terminal_width};
