@@ -9,6 +9,7 @@
 //! Ops of language models call `lm` (feature `torch`), the only module that names `tch`.
 //! Dependencies point one way: `cli → config → graph → engine → cache`; `ops → cache, lm, metrics`.
 
+mod atomic;
 pub mod cache;
 pub mod config;
 pub mod digest;
@@ -18,6 +19,7 @@ pub mod graph;
 pub mod metrics;
 pub mod models;
 pub mod ops;
+pub mod runs;
 pub mod ui;
 
 #[cfg(feature = "torch")]

@@ -68,7 +68,7 @@ impl StatIndex {
         let mut memory = self.memory();
         if memory.changed {
             let sorted: BTreeMap<_, _> = memory.files.iter().collect();
-            super::layout::write_atomic(path, &serde_json::to_vec(&sorted)?)?;
+            crate::atomic::write(path, &serde_json::to_vec(&sorted)?)?;
             memory.changed = false;
         }
         Ok(())

@@ -22,3 +22,6 @@ pub use plan::{NodePlan, NodeState, Plan, Reason, plan};
 pub use resolve::{Resolve, ResolveError};
 pub use run::{RunOptions, run};
 pub use select::Selection;
+
+#[cfg(test)]
+mod tests;
