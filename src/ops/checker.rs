@@ -1,9 +1,9 @@
 //! A DuckDB of one's own: in memory to find out about SQL and files before a run, or a file to work in.
 //!
-//! Opening one takes several milliseconds, so each thread keeps the one it checks with.
+//! Opening one takes several milliseconds, so the one for checks is kept.
 
-use std::cell::OnceCell;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use duckdb::{Config, Connection};
 
@@ -18,22 +18,18 @@ pub(super) fn open(path: Option<&Path>) -> duckdb::Result<Connection> {
     }
 }
 
-/// Runs `work` on this thread's database in memory; whatever it makes is gone afterwards.
+/// Runs `work` on a database in memory; whatever it makes is gone afterwards.
+///
+/// The kept one is not in a thread-local: it would be closed after the library's own thread-locals are gone, which
+/// corrupts memory.
 pub(super) fn with<T>(work: impl FnOnce(&Connection) -> T) -> duckdb::Result<T> {
-    thread_local! {
-        static DATABASE: OnceCell<Connection> = const { OnceCell::new() };
-    }
-    DATABASE.with(|kept| {
-        let database = match kept.get() {
-            Some(database) => database,
-            None => {
-                let database = open(None)?;
-                kept.get_or_init(|| database)
-            }
-        };
-        database.execute_batch("begin")?;
-        let result = work(database);
-        database.execute_batch("rollback")?;
-        Ok(result)
-    })
+    static KEPT: Mutex<Option<Connection>> = Mutex::new(None);
+    let keeper = || KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let kept = keeper().take();
+    let database = kept.map_or_else(|| open(None), Ok)?;
+    database.execute_batch("begin")?;
+    let result = work(&database);
+    database.execute_batch("rollback")?;
+    *keeper() = Some(database);
+    Ok(result)
 }

@@ -12,6 +12,8 @@ mod score;
 mod source;
 mod sql;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use catalog::Catalog;
 pub use context::{Context, Outputs};
