@@ -141,7 +141,10 @@ fn reader(
             let head = head.map_err(failed)?;
             let types: Vec<String> = params
                 .text_columns()
-                .filter(|name| head.iter().any(|column| column.0 == *name))
+                .filter(|name| {
+                    head.iter()
+                        .any(|column| column.0.eq_ignore_ascii_case(name))
+                })
                 .map(|name| format!("{}: 'VARCHAR'", text(name)))
                 .collect();
             let types = if types.is_empty() {
