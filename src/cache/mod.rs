@@ -28,3 +28,6 @@ pub use maintenance::{Collected, Damage, Size, Verified};
 pub use sql::quote;
 pub use store::{Cache, Lookup, NewEntry};
 pub use verdicts::Verdict;
+
+#[cfg(test)]
+mod tests;
