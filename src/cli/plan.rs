@@ -111,7 +111,7 @@ pub fn reasons_text(reasons: &[Reason]) -> String {
     parts.join("; ")
 }
 
-fn reason_text(reason: &Reason) -> String {
+pub fn reason_text(reason: &Reason) -> String {
     match reason {
         Reason::New => "never ran before".to_owned(),
         Reason::Forced => "forced".to_owned(),

@@ -19,7 +19,10 @@ impl Catalog {
     /// What the light binary can run, and the declarations of everything else.
     pub fn light() -> Self {
         let mut catalog = Self::default();
+        catalog.add(super::source::Source, Some(super::source::run));
+        catalog.add(super::sql::Sql, Some(super::sql::run));
         catalog.add(super::command::Command, Some(super::command::run));
+        catalog.add(super::score::Score, Some(super::score::run));
         catalog
     }
 

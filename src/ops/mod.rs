@@ -4,10 +4,13 @@
 //! and get their `run` function from `Catalog::full`, which only the binary `flow-lm` calls.
 
 mod catalog;
+mod checker;
 mod command;
 mod context;
 mod error;
+mod score;
 mod source;
+mod sql;
 mod table;
 
 pub use catalog::Catalog;

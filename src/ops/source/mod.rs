@@ -1,2 +1,361 @@
+//! The op `source`: data from outside to a table whose rows have an `id`, or to files as they are.
+//!
+//! A run is: find the format, read the rows into a database of its own, [shape] them (names, ids, blank rows, sample),
+//! give the result. Reading is streamed; nothing is held whole.
+
+mod format;
 mod medquad;
 mod members;
+mod params;
+mod readers;
+mod sample;
+mod shape;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+
+pub use format::Format;
+pub use params::Params;
+
+use super::{Context, Op, OpError, Outputs, Problem, checker};
+use crate::config::{Columns, Interface};
+use crate::download;
+use crate::graph::Node;
+
+pub struct Source;
+
+impl Op for Source {
+    fn name(&self) -> &'static str {
+        "source"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn interface(&self) -> Interface {
+        params::interface()
+    }
+
+    /// The sample that `limit` draws depends on it.
+    fn seeded(&self) -> bool {
+        true
+    }
+
+    fn outputs(&self, node: &Node) -> Vec<String> {
+        let files = Params::of(node).is_ok_and(|params| {
+            place(node).is_ok_and(|path| params.format_of(&path) == Ok(Format::Files))
+        });
+        vec![if files { "files" } else { "rows" }.to_owned()]
+    }
+
+    fn columns(
+        &self,
+        node: &Node,
+        _inputs: &BTreeMap<String, Option<Columns>>,
+    ) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
+        let problem = |at: &str, error: OpError| {
+            vec![Problem {
+                at: at.to_owned(),
+                help: error.help(),
+                message: error.to_string(),
+            }]
+        };
+        let params = Params::of(node).map_err(|problem| vec![problem])?;
+        let path = place(node).map_err(|error| problem("path", error))?;
+        let format = params.format_of(&path).map_err(|problem| vec![problem])?;
+        if format == Format::Files {
+            return Ok(BTreeMap::from([("files".to_owned(), None)]));
+        }
+        let read = match format {
+            Format::Medquad => Some(readers::medquad_columns()),
+            // Not downloaded yet.
+            _ if !path.exists() => None,
+            _ => {
+                let described =
+                    checker::with(|database| readers::describe(database, format, &path, &params));
+                Some(
+                    described
+                        .map_err(OpError::from)
+                        .flatten()
+                        .map_err(|error| problem("path", error))?,
+                )
+            }
+        };
+        let shaped = read
+            .map(|columns| shape::Shape::new(&params, &columns).map(|shape| shape.columns()))
+            .transpose()?;
+        Ok(BTreeMap::from([("rows".to_owned(), shaped)]))
+    }
+}
+
+/// Where the data is on this machine.
+fn place(node: &Node) -> Result<PathBuf, OpError> {
+    let missing = || OpError::with_help("a source needs a `path`", "name a file or a folder");
+    node.paths
+        .get("path")
+        .map(|input| input.path.clone())
+        .ok_or_else(missing)
+}
+
+pub fn run(ctx: &mut Context) -> Result<Outputs, OpError> {
+    let refuse = |problem: Problem| OpError::Failed {
+        message: problem.message,
+        help: problem.help,
+    };
+    let params = Params::of(ctx.node).map_err(refuse)?;
+    // A download lies elsewhere than the param says.
+    let path = ctx
+        .paths
+        .get("path")
+        .cloned()
+        .map_or_else(|| place(ctx.node), Ok)?;
+    if let Some(expected) = params.digest {
+        let shown = path.display().to_string();
+        download::check(&path, &shown, expected)
+            .map_err(|error| OpError::with_help(error.to_string(), error.help()))?;
+    }
+    let format = params.format_of(&path).map_err(refuse)?;
+    fs::create_dir_all(&ctx.scratch)?;
+    if format == Format::Files {
+        let folder = ctx.scratch.join("files");
+        remove(&folder)?;
+        copy(&path, &folder)?;
+        ctx.give_files("files", &folder)?;
+        return ctx.finish();
+    }
+
+    let database = ctx.scratch.join("source.duckdb");
+    let rows = ctx.scratch.join("rows.parquet");
+    for leftover in [&database, &rows] {
+        remove(leftover)?;
+    }
+    let connection = checker::open(Some(&database))?;
+    let seed = ctx.node.seed;
+    let mut tick = |done: u64, total: u64| {
+        ctx.progress(done, total, "files", "");
+        ctx.check_cancelled()
+    };
+    let skipped = readers::read(&connection, format, &path, &params, &mut tick)?;
+    if let Some(warning) = readers::skipped(&skipped) {
+        ctx.warn(warning);
+        ctx.report("files_skipped", skipped.len() as f64);
+    }
+    let columns = readers::columns(&connection)?;
+    let shape =
+        shape::Shape::new(&params, &columns).map_err(|mut problems| refuse(problems.remove(0)))?;
+    ctx.check_cancelled()?;
+    let report = shape.make(&connection, &path, seed)?;
+    for line in report.lines() {
+        ctx.info(line);
+    }
+    for (name, value) in report.metrics() {
+        ctx.report(&name, value as f64);
+    }
+    connection.execute_batch(&format!(
+        "copy (select * from {}) to {} (format parquet)",
+        shape::ROWS,
+        readers::text(&rows)
+    ))?;
+    drop(connection);
+    ctx.give_query(
+        "rows",
+        &format!("select * from read_parquet({})", readers::text(&rows)),
+        &[],
+    )?;
+    ctx.finish()
+}
+
+fn remove(path: &Path) -> Result<(), OpError> {
+    match fs::symlink_metadata(path) {
+        Err(_) => Ok(()),
+        Ok(metadata) if metadata.is_dir() => Ok(fs::remove_dir_all(path)?),
+        Ok(_) => Ok(fs::remove_file(path)?),
+    }
+}
+
+/// Copies a file into `folder`, or a folder's content, following links.
+fn copy(from: &Path, folder: &Path) -> Result<(), OpError> {
+    fs::create_dir_all(folder)?;
+    if !from.is_dir() {
+        let name = from
+            .file_name()
+            .ok_or_else(|| OpError::new(format!("`{}` has no name", from.display())))?;
+        fs::copy(from, folder.join(name))?;
+        return Ok(());
+    }
+    for entry in fs::read_dir(from)? {
+        let path = entry?.path();
+        match path.file_name() {
+            Some(name) if path.is_dir() => copy(&path, &folder.join(name))?,
+            _ => copy(&path, folder)?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use duckdb::Connection;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn load(path: &Path, params: Value) -> Result<(Connection, shape::Report), OpError> {
+        let params: Params = serde_json::from_value(params).unwrap();
+        let connection = checker::open(None).unwrap();
+        let format = params
+            .format_of(path)
+            .map_err(|problem| OpError::new(problem.message))?;
+        let skipped = readers::read(&connection, format, path, &params, &mut |_, _| Ok(()))?;
+        assert!(
+            skipped.iter().all(|name| name.starts_with("6_NINDS_QA/")),
+            "{skipped:?}"
+        );
+        let columns = readers::columns(&connection)?;
+        let described = if format == Format::Medquad {
+            readers::medquad_columns()
+        } else {
+            readers::describe(&connection, format, path, &params)?
+        };
+        assert_eq!(columns, described);
+        let shape = shape::Shape::new(&params, &columns)
+            .map_err(|problems| OpError::new(problems[0].message.clone()))?;
+        assert_eq!(shape.columns()[0].0, "id");
+        let report = shape.make(&connection, path, 1)?;
+        Ok((connection, report))
+    }
+
+    fn write(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        folder
+    }
+
+    fn ids(connection: &Connection) -> String {
+        connection
+            .query_row(
+                "select string_agg(id, ' ' order by id) from rows",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap()
+    }
+
+    fn message(name: &str, content: &[u8], params: Value) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        load(&path, params)
+            .unwrap_err()
+            .to_string()
+            .replace(&format!("{}/", folder.path().display()), "")
+    }
+
+    #[test]
+    fn medquad_has_the_measured_facts() {
+        let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/medquad/MedQuAD.zip");
+        let Some(path) = std::env::var_os("MEDQUAD")
+            .map(PathBuf::from)
+            .or(Some(beside))
+            .filter(|path| path.exists())
+        else {
+            return;
+        };
+        let (connection, report) = load(&path, json!({})).unwrap();
+        let blank: Vec<_> = report
+            .blank
+            .iter()
+            .map(|(column, count, _)| (column.as_str(), *count))
+            .collect();
+        assert_eq!(
+            (report.read, report.rows, blank),
+            (47_441, 16_407, vec![("answer", 31_034)])
+        );
+        let facts = [
+            ("questions", 14_979),
+            ("conflicting_questions", 875),
+            ("exact_duplicates", 48),
+            ("question_types", 16),
+        ];
+        assert_eq!(report.facts, facts);
+        let types = "select string_agg(question_type || ' ' || n, ', ' order by n desc) from (select question_type, count(*) as n from rows group by 1)";
+        let types: String = connection.query_row(types, [], |row| row.get(0)).unwrap();
+        assert!(
+            types.starts_with("information 4535, symptoms 2748, ")
+                && types.ends_with(", support groups 1"),
+            "{types}"
+        );
+        assert_eq!(report.repeated_ids, 0);
+        let row = "select id || ' ' || file || ' ' || focus from rows where file like '1_CancerGov_QA/0000013_2_%' and id like '%-1' order by id limit 2";
+        let mut statement = connection.prepare(row).unwrap();
+        let rows: Vec<String> = statement
+            .query_map([], |row| row.get(0))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        insta::assert_snapshot!(rows.join("\n"), @r"
+        1_CancerGov_QA/0000013_2-1 1_CancerGov_QA/0000013_2.xml Chronic Myeloproliferative Neoplasms
+        1_CancerGov_QA/0000013_2_1/0000013_2-1 1_CancerGov_QA/0000013_2_1.xml Polycythemia Vera
+        ");
+    }
+
+    #[test]
+    fn tables_of_every_format_read_alike() {
+        let csv = "id,question,answer,n\n001,\"What, then?\",Yes,1\n002,Who?,Me,2\n";
+        let jsonl = "{\"id\": \"001\", \"question\": \"What, then?\", \"answer\": \"Yes\", \"n\": 1}\n{\"id\": \"002\", \"question\": \"Who?\", \"answer\": \"Me\", \"n\": 2}\n";
+        let folder = write(&[
+            ("a.csv", csv),
+            ("b.jsonl", jsonl),
+            ("hf/data/train-0.csv", csv),
+            ("hf/data/test-0.csv", csv),
+            ("hf/dataset_info.json", "{}"),
+        ]);
+        checker::open(None)
+            .unwrap()
+            .execute_batch(&format!(
+                "copy (select * from read_json({})) to {}",
+                readers::text(folder.path().join("b.jsonl")),
+                readers::text(folder.path().join("c.parquet"))
+            ))
+            .unwrap();
+        for name in ["a.csv", "b.jsonl", "c.parquet", "hf"] {
+            let (connection, report) = load(&folder.path().join(name), json!({})).unwrap();
+            assert_eq!(
+                (ids(&connection).as_str(), report.rows),
+                ("001 002", 2),
+                "{name}"
+            );
+        }
+        let error = load(&folder.path().join("hf"), json!({"split": "validation"})).unwrap_err();
+        insta::assert_snapshot!(error.help().unwrap(), @"its files are `data/test-0.csv`, `data/train-0.csv`");
+    }
+
+    #[test]
+    fn without_an_id_the_content_identifies_a_row() {
+        let folder = write(&[("a.csv", "q\nx\ny\nx\n")]);
+        let (connection, report) = load(&folder.path().join("a.csv"), json!({})).unwrap();
+        insta::assert_snapshot!(ids(&connection), @"557460d317ae874c 64eb18f6a8f79368 64eb18f6a8f79368#2");
+        assert_eq!(report.repeated_ids, 1);
+    }
+
+    #[test]
+    fn bad_input_is_said_in_one_message() {
+        insta::assert_snapshot!(message("a.csv", b"", json!({})), @"`a.csv` is empty");
+        insta::assert_snapshot!(message("a.csv", b"id,question\n1,caf\xe9\n", json!({})), @"`a.csv` cannot be read: line 2: Invalid unicode (byte sequence mismatch) detected. This file is not utf-8 encoded.");
+        insta::assert_snapshot!(message("a.csv", b"id,question\n1,a\n2,b,c,d\n3,d\n", json!({})), @"`a.csv` cannot be read: line 3: Expected Number of Columns: 2 Found: 3");
+        insta::assert_snapshot!(message("a.jsonl", b"{\"id\": 1}\n{\"id\": \n", json!({})), @r#"`a.jsonl` cannot be read: Malformed JSON in file "a.jsonl", at byte 9 in line 3: unexpected end of data."#);
+        insta::assert_snapshot!(message("a.jsonl", b"{\"question\": \"\"}\n", json!({})), @"no rows are left of 1 in `a.jsonl`");
+        insta::assert_snapshot!(message("a.parquet", b"PAR1 and not much more", json!({})), @"`a.parquet` cannot be read: No magic bytes found at end of file 'a.parquet'");
+        insta::assert_snapshot!(message("a.zip", b"PK", json!({})), @"`a.zip` is not a whole zip archive: it has no directory at its end");
+        insta::assert_snapshot!(message("a.xml", b"<Document/>", json!({})), @"none of the 1 `.xml` files of `a.xml` has `QAPairs`");
+        insta::assert_snapshot!(message("rows", b"what", json!({})), @"the format of `rows` is not clear from its name");
+        insta::assert_snapshot!(message("a.csv", b"id,question\n1,a\n", json!({"columns": {"answer": "anser"}})), @"the data has no column `anser`");
+    }
+}
