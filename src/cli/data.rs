@@ -94,18 +94,24 @@ fn find<'a>(view: &'a RunView, name: &str) -> Result<&'a OutputView, CliError> {
 fn rows(arguments: &Arguments, cache: &Cache, artifact: Artifact, output: &Output) -> Result<(), CliError> {
     let total = artifact.rows;
     let limit = arguments.limit.or((!arguments.json && arguments.export.is_none()).then_some(SHOWN));
-    let query = arguments.sql.as_deref().unwrap_or("from data").trim().trim_end_matches(';');
+    let asked = arguments.sql.as_deref().unwrap_or("from data").trim().trim_end_matches(';');
     let query = match limit {
-        Some(limit) => format!("from (\n{query}\n) limit {limit}"),
-        None => query.to_owned(),
+        Some(limit) => format!("from (\n{asked}\n) limit {limit}"),
+        None => asked.to_owned(),
     };
     let inputs = BTreeMap::from([("data".to_owned(), artifact)]);
     if let Some(file) = &arguments.export {
-        cache.with_views(&inputs, |connection| export(connection, &query, file))?;
+        cache.with_views(&inputs, |connection| {
+            check(connection, asked)?;
+            export(connection, &query, file)
+        })?;
         output.tell(&format!("written to `{}`", file.display()));
         return Ok(());
     }
-    let found = cache.with_views(&inputs, |connection| Rows::read(connection, &query))?;
+    let found = cache.with_views(&inputs, |connection| {
+        check(connection, asked)?;
+        Rows::read(connection, &query)
+    })?;
     if arguments.json {
         return output.print_json(&found.into_json());
     }
@@ -115,6 +121,12 @@ fn rows(arguments: &Arguments, cache: &Cache, artifact: Artifact, output: &Outpu
     {
         output.tell(&format!("{} of {} rows; `--limit` shows more", found.rows.len(), count(total)));
     }
+    Ok(())
+}
+
+/// Fails as the user's own query does, with the right line.
+fn check(connection: &Connection, query: &str) -> Result<(), CliError> {
+    connection.prepare(query).map_err(|error| CacheError::Query(error.to_string()))?;
     Ok(())
 }
 

@@ -37,20 +37,30 @@ fn project() -> Project {
 #[test]
 fn a_run_tells_what_it_did() {
     let project = project();
-    insta::assert_snapshot!(project.run().messages().lines().last().unwrap(), @"");
+    insta::assert_snapshot!(project.run().messages().lines().last().unwrap(), @"finished in [time]: 3 ran (run [run])");
     assert_eq!(project.ran(), ["few.pick", "out", "rows"]);
-    insta::assert_snapshot!(project.run().messages(), @"");
+    insta::assert_snapshot!(project.run().messages(), @"finished in [time]: 3 cached (run [run])");
     assert_eq!(project.ran(), [""; 0]);
 }
 
 #[test]
 fn plan_names_what_changed() {
     let project = project();
-    insta::assert_snapshot!(project.flow(&["plan", "pipelines/p.yaml", "--exit-code"]).code(3).results(), @"");
+    insta::assert_snapshot!(project.flow(&["plan", "pipelines/p.yaml", "--exit-code"]).code(3).results(), @r"
+    will run  rows      never ran before
+    will run  few.pick  never ran before
+    will run  out       never ran before
+    3 will run, 0 may run, 0 cached
+    ");
     project.run();
     project.flow(&["plan", "pipelines/p.yaml", "--exit-code"]).success();
     let outcome = project.flow(&["plan", "pipelines/p.yaml", "--profile", "strict"]).success();
-    insta::assert_snapshot!(outcome.results(), @"");
+    insta::assert_snapshot!(outcome.results(), @r"
+    cached    rows
+    will run  few.pick  params.params.least: 2 → 3
+    may run   out       if `few.pick` gives something else than before
+    1 will run, 1 may run, 1 cached
+    ");
     let outcome = project.flow(&["run", "pipelines/p.yaml", "--profile", "strict", "--dry-run"]).success();
     assert!(outcome.results().ends_with("1 will run, 1 may run, 1 cached"));
     let plan = project.flow(&["plan", "pipelines/p.yaml", "--profile", "strict", "--json"]).success().json();
@@ -85,10 +95,20 @@ fn runs_are_listed_shown_and_explained() {
     assert_eq!((&shown["pipeline"], &shown["state"]), (&json!("numbers"), &json!("finished")));
     assert_eq!(shown["nodes"].as_array().unwrap().len(), 3);
     assert_eq!(shown["nodes"][1]["outputs"][0]["rows"], 2);
-    insta::assert_snapshot!(project.flow(&["why", "latest", "few.pick"]).success().results().lines().take(2).collect::<Vec<_>>().join("\n"), @"");
+    insta::assert_snapshot!(project.flow(&["why", "latest", "few.pick"]).success().results().lines().take(2).collect::<Vec<_>>().join("\n"), @r"
+    `few.pick` ran in [run]:
+      params.params.least: 2 → 1
+    ");
+    assert_eq!(project.flow(&["why", "latest", "few", "--json"]).success().json()["node"], "few.pick");
     assert!(project.flow(&["why", "latest", "rows"]).success().stdout.contains("nothing it depends on had changed"));
-    insta::assert_snapshot!(project.flow(&["why", "latest", "few"]).code(2).messages(), @"");
-    insta::assert_snapshot!(project.flow(&["show", "1999"]).code(2).messages(), @"");
+    insta::assert_snapshot!(project.flow(&["why", "latest", "fwe.pick"]).code(2).messages(), @r"
+    error: the run [run] has no node `fwe.pick`
+      help: did you mean `few.pick`? its nodes are `rows`, `few.pick`, `out`
+    ");
+    insta::assert_snapshot!(project.flow(&["show", "1999"]).code(2).messages(), @r"
+    error: there is no run `1999`
+      help: `flow runs` lists them
+    ");
     let id = runs[1]["id"].as_str().unwrap();
     assert_eq!(project.flow(&["show", id, "--json"]).success().json()["id"], *id);
 }
@@ -101,16 +121,33 @@ fn data_is_shown_queried_and_exported() {
     assert_eq!(project.rows("few.pick.rows").as_array().unwrap().len(), 2);
     let total = project.flow(&["data", "latest", "rows", "--sql", "select sum(n)::bigint as total from data", "--json"]).success().json();
     assert_eq!(total, json!([{ "total": 6 }]));
-    insta::assert_snapshot!(project.flow(&["data", "latest", "rows", "--sql", "select id, n from data order by id", "--limit", "2"]).success().results(), @"");
+    insta::assert_snapshot!(project.flow(&["data", "latest", "rows", "--sql", "select id, n from data order by id", "--limit", "2"]).success().results(), @r"
+    id   n
+    ────────
+    a    1
+    b    2
+    ");
     project.flow(&["data", "latest", "few", "--export", "few.jsonl"]).success();
     assert_eq!(std::fs::read_to_string(project.path("few.jsonl")).unwrap().lines().count(), 2);
     project.flow(&["data", "latest", "few", "--export", "few.csv", "--limit", "1"]).success();
     assert_eq!(std::fs::read_to_string(project.path("few.csv")).unwrap().lines().count(), 2);
     project.flow(&["data", "latest", "out", "--export", "copy"]).success();
     assert_eq!(std::fs::read_to_string(project.path("copy/state")).unwrap(), "done\n");
-    insta::assert_snapshot!(project.flow(&["data", "latest", "fwe"]).code(2).messages(), @"");
-    insta::assert_snapshot!(project.flow(&["data", "latest", "few", "--sql", "select nn from data"]).code(2).messages(), @"");
-    insta::assert_snapshot!(project.flow(&["data", "latest", "few", "--export", "few.txt"]).code(2).messages(), @"");
+    insta::assert_snapshot!(project.flow(&["data", "latest", "fwe"]).code(2).messages(), @r"
+    error: the run [run] has no output `fwe`
+      help: there are `rows.rows`, `few.pick.rows`, `out.out`, `few.picked`
+    ");
+    insta::assert_snapshot!(project.flow(&["data", "latest", "few", "--sql", "select nn from data"]).code(2).messages(), @r#"
+    error: Binder Error: Referenced column "nn" not found in FROM clause!
+    Candidate bindings: "n"
+
+    LINE 1: select nn from data
+                   ^
+    "#);
+    insta::assert_snapshot!(project.flow(&["data", "latest", "few", "--export", "few.txt"]).code(2).messages(), @r"
+    error: the format of `few.txt` is not clear from its name
+      help: end it in .csv, .parquet, .json or .jsonl
+    ");
 }
 
 #[test]
@@ -146,7 +183,7 @@ stages:
     let outcome = project.flow(&["run", "pipelines/p.yaml"]).code(1);
     assert!(outcome.stderr.contains("error: `bad` failed"), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("about to fail"));
-    insta::assert_snapshot!(outcome.messages().lines().last().unwrap(), @"");
+    insta::assert_snapshot!(outcome.messages().lines().last().unwrap(), @"failed in [time]: 1 failed, 1 skipped, 1 ran (run [run])");
     assert_eq!(project.with_status("failed"), ["bad"]);
     assert_eq!(project.with_status("skipped"), ["below"]);
     assert_eq!(project.ran(), ["good"]);
@@ -156,7 +193,12 @@ stages:
 fn small_results_are_printed() {
     let text = "stages:\n  sum: { uses: sql, with: { query: 'select 42 as answer, 0.25 as share' } }\n";
     let project = Project::with_pipeline(text);
-    insta::assert_snapshot!(project.run().results(), @"");
+    insta::assert_snapshot!(project.run().results(), @r"
+    sum.rows
+    answer   share
+    ────────────────
+        42    0.25
+    ");
 }
 
 #[test]
@@ -214,7 +256,9 @@ fn fetch_says_in_one_line_what_it_cannot_get() {
     let project = Project::with_pipeline(text);
     let outcome = project.flow(&["fetch", "pipelines/p.yaml", "--offline"]).code(1);
     assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
-    insta::assert_snapshot!(outcome.messages(), @"");
+    insta::assert_snapshot!(outcome.messages(), @r"
+    error: `rows`: `http://127.0.0.1:9/rows.csv` was never downloaded, and the run is offline; run once without `--offline`, or put the file where `path` says
+    ");
     project.write("rows.csv", "id,n\na,1\n");
     assert_eq!(project.flow(&["fetch", "pipelines/p.yaml", "--offline"]).success().stdout, "rows  rows.csv\n");
 }

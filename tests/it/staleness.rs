@@ -2,14 +2,17 @@
 
 use crate::support::Project;
 
-/// Each stage copies the first line of what it reads, so a change of another line ends there.
-const COPY: &str = "head -n 1 $IN_x/data > $OUT/data";
+/// Each stage copies the first line of what it reads, so a change of another line ends there. The comment makes each stage a
+/// computation of its own.
+fn copy(index: usize) -> String {
+    format!("head -n 1 $IN_x/data > $OUT/data # {index}")
+}
 
 fn chain(length: usize) -> Project {
     let mut text = String::from("stages:\n  n0: { uses: command, with: { run: 'cat $IN_x > $OUT/data' }, inputs: { x: data } }\n");
     text.push_str("  data: { uses: source, with: { path: data.txt, format: files } }\n");
     for index in 1..length {
-        text.push_str(&format!("  n{index}: {{ uses: command, with: {{ run: '{COPY}' }}, inputs: {{ x: n{} }} }}\n", index - 1));
+        text.push_str(&format!("  n{index}: {{ uses: command, with: {{ run: '{}' }}, inputs: {{ x: n{} }} }}\n", copy(index), index - 1));
     }
     Project::with_pipeline(&text.replace("cat $IN_x >", "cat $IN_x/* >")).file("data.txt", "one\ntwo\n")
 }
@@ -18,7 +21,7 @@ fn fan(width: usize) -> Project {
     let mut text = String::from("stages:\n  data: { uses: source, with: { path: data.txt, format: files } }\n");
     text.push_str("  n0: { uses: command, with: { run: 'head -n 1 $IN_x/* > $OUT/data' }, inputs: { x: data } }\n");
     for index in 1..width {
-        text.push_str(&format!("  n{index}: {{ uses: command, with: {{ run: '{COPY}' }}, inputs: {{ x: n0 }} }}\n"));
+        text.push_str(&format!("  n{index}: {{ uses: command, with: {{ run: '{}' }}, inputs: {{ x: n0 }} }}\n", copy(index)));
     }
     Project::with_pipeline(&text).file("data.txt", "one\ntwo\n")
 }
@@ -57,11 +60,23 @@ fn a_fan_of_a_hundred() {
 }
 
 #[test]
+fn the_same_work_is_done_once() {
+    let mut text = String::from("stages:\n");
+    for index in 0..40 {
+        text.push_str(&format!("  n{index}: {{ uses: command, with: {{ run: 'sleep 0.05; echo same > $OUT/data' }} }}\n"));
+    }
+    let project = Project::with_pipeline(&text);
+    project.flow(&["run", "pipelines/p.yaml", "--jobs", "4"]).success();
+    assert_eq!(project.ran().len(), 1);
+    assert_eq!(project.with_status("cached").len(), 39);
+}
+
+#[test]
 fn an_edit_of_one_stage_ends_where_the_result_is_the_same() {
     let project = chain(10);
     project.run();
     let text = std::fs::read_to_string(project.path("pipelines/p.yaml")).unwrap();
-    let edited = text.replacen(COPY, "sed -n 1p $IN_x/data > $OUT/data", 1);
+    let edited = text.replace(&copy(1), "sed -n 1p $IN_x/data > $OUT/data");
     assert_ne!(text, edited);
     project.write("pipelines/p.yaml", &edited);
     project.run();

@@ -2,4 +2,4 @@
 
 mod project;
 
-pub use project::{Outcome, Project};
+pub use project::Project;
