@@ -11,6 +11,7 @@
 
 mod atomic;
 pub mod cache;
+pub mod cli;
 pub mod config;
 pub mod digest;
 pub mod download;

@@ -29,3 +29,6 @@ pub use sql::quote;
 pub(crate) use sql::{bind, is_ordered};
 pub use store::{Cache, Lookup, NewEntry};
 pub use verdicts::Verdict;
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use super::error::{CliError, Exit};
 use super::output::Output;
 use crate::graph::{Graph, compile};
 use crate::ops::Catalog;
+use crate::ui::plural;
 
 /// Check a pipeline: keys, types, names, wiring, columns, files
 #[derive(Debug, Args)]
@@ -38,6 +39,5 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
 fn extent(graph: &Graph) -> String {
     let mut stages: Vec<_> = graph.dag.node_weights().map(|node| node.stage.as_str()).collect();
     stages.dedup();
-    let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
-    format!("{} ({})", plural(stages.len(), "stage"), plural(graph.order.len(), "node"))
+    format!("{} ({})", plural(stages.len() as u64, "stage"), plural(graph.order.len() as u64, "node"))
 }

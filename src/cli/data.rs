@@ -5,21 +5,20 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use duckdb::Connection;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::error::{CliError, Exit};
 use super::folders::Folders;
 use super::output::Output;
 use super::record;
-use crate::cache::{Artifact, Cache, CacheError, quote};
+use super::rows::Rows;
+use crate::cache::{Artifact, Cache, CacheError};
 use crate::config::{ArtifactKind, suggest};
 use crate::runs::{OutputView, RunView};
 use crate::ui::{bytes, count, table};
 
 /// How many rows are shown where no limit is given and people read.
 const SHOWN: usize = 20;
-/// How many characters of a text are shown.
-const SHOWN_TEXT: usize = 60;
 
 /// Show, query or export what a node gave in a run
 #[derive(Debug, Args)]
@@ -53,7 +52,7 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     let folders = Folders::of_working_folder();
     let view = record::show(&folders, &arguments.run)?;
     let found = find(&view, &arguments.output)?;
-    let cache = Cache::open_read_only(Path::new(&view.head.cache))?;
+    let cache = Cache::open_read_only(&view.head.cache)?;
     let artifact = Artifact { kind: found.kind, digest: found.digest, rows: found.rows, bytes: found.bytes };
     match artifact.kind {
         ArtifactKind::Table => rows(arguments, &cache, artifact, output)?,
@@ -95,59 +94,40 @@ fn find<'a>(view: &'a RunView, name: &str) -> Result<&'a OutputView, CliError> {
 fn rows(arguments: &Arguments, cache: &Cache, artifact: Artifact, output: &Output) -> Result<(), CliError> {
     let total = artifact.rows;
     let limit = arguments.limit.or((!arguments.json && arguments.export.is_none()).then_some(SHOWN));
-    let query = arguments.sql.as_deref().unwrap_or("from data").trim().trim_end_matches(';');
+    let asked = arguments.sql.as_deref().unwrap_or("from data").trim().trim_end_matches(';');
     let query = match limit {
-        Some(limit) => format!("from (\n{query}\n) limit {limit}"),
-        None => query.to_owned(),
+        Some(limit) => format!("from (\n{asked}\n) limit {limit}"),
+        None => asked.to_owned(),
     };
     let inputs = BTreeMap::from([("data".to_owned(), artifact)]);
     if let Some(file) = &arguments.export {
-        cache.with_views(&inputs, |connection| export(connection, &query, file))?;
+        cache.with_views(&inputs, |connection| {
+            check(connection, asked)?;
+            export(connection, &query, file)
+        })?;
         output.tell(&format!("written to `{}`", file.display()));
         return Ok(());
     }
-    let (columns, rows) = cache.with_views(&inputs, |connection| read(connection, &query))?;
+    let found = cache.with_views(&inputs, |connection| {
+        check(connection, asked)?;
+        Rows::read(connection, &query)
+    })?;
     if arguments.json {
-        return output.print_json(&Value::Array(rows.into_iter().map(Value::Object).collect()));
+        return output.print_json(&found.into_json());
     }
-    let header: Vec<_> = columns.iter().map(String::as_str).collect();
-    let cells: Vec<Vec<_>> = rows.iter().map(|row| columns.iter().map(|column| cell(row.get(column))).collect()).collect();
-    output.print(&table(&header, &cells, output.width))?;
+    output.print(&found.as_text(output.width))?;
     if let (None, None, Some(total)) = (&arguments.sql, arguments.limit, total)
-        && total > rows.len() as u64
+        && total > found.rows.len() as u64
     {
-        output.tell(&format!("{} of {} rows; `--limit` shows more", rows.len(), count(total)));
+        output.tell(&format!("{} of {} rows; `--limit` shows more", found.rows.len(), count(total)));
     }
     Ok(())
 }
 
-/// The columns of a query and its rows, each as a JSON object.
-fn read(connection: &Connection, query: &str) -> Result<(Vec<String>, Vec<Map<String, Value>>), CliError> {
-    let failed = |error: duckdb::Error| CacheError::Query(error.to_string());
-    let mut statement = connection.prepare(query).map_err(failed)?;
-    statement.query([]).map_err(failed)?;
-    let columns = statement.column_names();
-    let mut statement = connection.prepare(&format!("select to_json(row_)::varchar from (\n{query}\n) row_")).map_err(failed)?;
-    let mut found = statement.query([]).map_err(failed)?;
-    let mut rows = Vec::new();
-    while let Some(row) = found.next().map_err(failed)? {
-        let text: String = row.get(0).map_err(failed)?;
-        rows.push(serde_json::from_str(&text).map_err(std::io::Error::from)?);
-    }
-    Ok((columns, rows))
-}
-
-/// A value on one line of bounded length.
-fn cell(value: Option<&Value>) -> String {
-    let text = match value {
-        None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) => text.replace(['\n', '\t', '\r'], " "),
-        Some(other) => other.to_string(),
-    };
-    if text.chars().count() <= SHOWN_TEXT {
-        return text;
-    }
-    text.chars().take(SHOWN_TEXT - 1).chain(['…']).collect()
+/// Fails as the user's own query does, with the right line.
+fn check(connection: &Connection, query: &str) -> Result<(), CliError> {
+    connection.prepare(query).map_err(|error| CacheError::Query(error.to_string()))?;
+    Ok(())
 }
 
 fn export(connection: &Connection, query: &str, file: &Path) -> Result<(), CliError> {

@@ -48,13 +48,19 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
 fn fetch_all(graph: &crate::graph::Graph, outside: &Outside) -> Result<Vec<String>, String> {
     let (mut lines, mut models, mut paths) = (Vec::new(), Vec::new(), Vec::new());
     for node in graph.dag.node_weights() {
-        for data in node.paths.values().filter(|data| !paths.contains(*data)) {
-            paths.push(data.clone());
+        for data in node.paths.values() {
+            if paths.contains(&data) {
+                continue;
+            }
+            paths.push(data);
             let place = if data.path.exists() { data.path.clone() } else { outside.fetch(data).map_err(|error| one_line(&node.name, &error))? };
             lines.push(format!("{}  {}", node.name, place.display()));
         }
-        for model in node.models.values().filter(|model| !models.contains(*model)) {
-            models.push(model.clone());
+        for model in node.models.values() {
+            if models.contains(&model) {
+                continue;
+            }
+            models.push(model);
             let (place, _) = outside.resolve(model).map_err(|error| one_line(&node.name, &error))?;
             let place = if place.as_os_str().is_empty() { model.url.clone().unwrap_or_default() } else { place.display().to_string() };
             lines.push(format!("{}  {place}", node.name));

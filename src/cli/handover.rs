@@ -5,17 +5,11 @@ use std::process::Command;
 
 use super::error::CliError;
 use crate::engine::{NodeState, Plan};
-use crate::graph::Graph;
 use crate::ops::Catalog;
 
 /// Whether something that will or may run is an op that this binary only knows by name.
 pub fn needed(plan: &Plan, catalog: &Catalog) -> bool {
     plan.nodes.iter().any(|node| !matches!(node.state, NodeState::Cached { .. }) && catalog.run_fn(&node.op).is_none())
-}
-
-/// Whether any node of a graph is such an op.
-pub fn may_be_needed(graph: &Graph, catalog: &Catalog) -> bool {
-    graph.dag.node_weights().any(|node| catalog.run_fn(&node.op).is_none())
 }
 
 /// Replaces this process by `flow-lm` with the same arguments; returns only where that fails.

@@ -6,17 +6,25 @@ mod arguments;
 mod cache;
 mod check;
 mod completions;
+mod data;
 mod error;
 mod fetch;
 mod folders;
 mod gpus;
 mod graph;
 mod handover;
+mod interrupt;
 mod output;
 mod plan;
+mod record;
 mod resolve;
+mod results;
+mod rows;
 mod run;
+mod runs;
 mod schema;
+mod show;
+mod why;
 
 use std::process::ExitCode;
 
@@ -43,6 +51,10 @@ enum Command {
     Plan(plan::Arguments),
     Check(check::Arguments),
     Graph(graph::Arguments),
+    Runs(runs::Arguments),
+    Show(show::Arguments),
+    Why(why::Arguments),
+    Data(data::Arguments),
     Fetch(fetch::Arguments),
     Cache(cache::Arguments),
     Schema(schema::Arguments),
@@ -66,6 +78,10 @@ pub fn main(catalog: &Catalog) -> ExitCode {
         Command::Plan(arguments) => plan::run(arguments, catalog, &output),
         Command::Check(arguments) => check::run(arguments, catalog, &output),
         Command::Graph(arguments) => graph::run(arguments, catalog, &output),
+        Command::Runs(arguments) => runs::run(arguments, &output),
+        Command::Show(arguments) => show::run(arguments, &output),
+        Command::Why(arguments) => why::run(arguments, &output),
+        Command::Data(arguments) => data::run(arguments, &output),
         Command::Fetch(arguments) => fetch::run(arguments, catalog, &output),
         Command::Cache(arguments) => cache::run(arguments, &output),
         Command::Schema(arguments) => schema::run(arguments, catalog, &output),

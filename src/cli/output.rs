@@ -65,6 +65,11 @@ impl Output {
         }
     }
 
+    /// Something that is not as it should be, and does not stop anything.
+    pub fn warning(&self, message: &str) {
+        self.tell(&format!("{} {message}", self.messages.yellow("warning:")));
+    }
+
     /// One thing that went wrong, and what to do.
     pub fn failure(&self, message: &str, help: Option<&str>) {
         self.tell(&format!("{} {message}", self.messages.red("error:")));

@@ -1,6 +1,7 @@
 //! `flow run`: does what a pipeline says.
 
 use std::num::NonZeroU32;
+use std::path::Path;
 
 use clap::Args;
 
@@ -9,11 +10,13 @@ use super::error::{CliError, Exit};
 use super::folders::Folders;
 use super::output::Output;
 use super::resolve::Outside;
-use super::{gpus, handover, interrupt, plan};
+use super::{gpus, handover, interrupt, plan, results};
 use crate::cache::{Cache, Holder, RunLock};
-use crate::engine::{self, CancelToken, NodeStatus, RunOptions, RunOutcome, RunState};
-use crate::graph::compile;
+use crate::config::{PipelineSpec, display};
+use crate::engine::{self, CancelToken, Event, NodeStatus, RunOptions, RunOutcome, RunState, Sink};
+use crate::graph::{Graph, compile};
 use crate::ops::Catalog;
+use crate::runs::{self, NewRun, Recorder, log_path};
 use crate::ui::seconds;
 
 /// Run a pipeline; what is cached is not done again
@@ -52,14 +55,22 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     interrupt::cancel_on_signal(&cancel, *output)?;
     let id = runs::new_id();
     let cache = open_cache(&folders, &id, &cancel, output)?;
-    let sink = output.sink();
-    let outside = Outside { root: &folders.root, home: &folders.home, offline: arguments.offline, cache: &cache, sink: &*sink };
-    let plan = engine::plan(&graph, &cache, &arguments.selection.selection(), &outside, &*sink)?;
+    let screen = output.sink();
+    let outside = Outside {
+        root: &folders.root,
+        home: &folders.home,
+        offline: arguments.offline,
+        cache: &cache,
+        sink: &*screen,
+    };
+    let plan = engine::plan(&graph, &cache, &arguments.selection.selection(), &outside, &*screen)?;
     if handover::needed(&plan, catalog) {
         // The lock goes with the cache; the other program takes it again.
         drop(cache);
         return Err(handover::to_language_model());
     }
+    let record = start_record(&spec, &graph, &folders, &id, output);
+    let sinks = Both { screen: &*screen, record: record.as_ref() };
     let options = RunOptions {
         id: id.clone(),
         jobs: arguments.jobs.map_or_else(cores, NonZeroU32::get),
@@ -68,8 +79,47 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
         home: folders.home.clone(),
         cancel,
     };
-    let outcome = engine::run(&graph, catalog, &cache, &plan, &options, &*sink);
-    Ok(conclude(&outcome, &id, output))
+    let outcome = engine::run(&graph, catalog, &cache, &plan, &options, &sinks);
+    if let Some(problem) = record.as_ref().and_then(Recorder::finish) {
+        output.warning(&problem);
+    }
+    if outcome.state == RunState::Finished {
+        results::print(&graph, &outcome, &cache, output)?;
+    }
+    Ok(conclude(&outcome, &folders.runs.join(&id), &id, output))
+}
+
+/// The screen and, where it can be kept, the record.
+struct Both<'a> {
+    screen: &'a dyn Sink,
+    record: Option<&'a Recorder>,
+}
+
+impl Sink for Both<'_> {
+    fn event(&self, event: &Event) {
+        self.screen.event(event);
+        if let Some(record) = self.record {
+            record.event(event);
+        }
+    }
+}
+
+/// A record that cannot be kept is said so, and the run goes on without.
+fn start_record(spec: &PipelineSpec, graph: &Graph, folders: &Folders, id: &str, output: &Output) -> Option<Recorder> {
+    let run = NewRun {
+        id,
+        pipeline: &graph.name,
+        profile: graph.profile.as_deref(),
+        path: &spec.path,
+        text: &spec.text,
+        arguments: std::env::args().skip(1).collect(),
+        cache: &folders.cache,
+        exports: &graph.exports,
+        seed: graph.seed,
+    };
+    Recorder::start(&folders.runs, &run)
+        .map_err(|error| output.warning(&format!("this run is not recorded: {error}")))
+        .ok()
 }
 
 /// Waits for whoever runs on the same cache, and says so once.
@@ -90,10 +140,14 @@ fn cores() -> u32 {
 }
 
 /// The last lines: what went wrong first, and what was done.
-fn conclude(outcome: &RunOutcome, id: &str, output: &Output) -> Exit {
+fn conclude(outcome: &RunOutcome, record: &Path, id: &str, output: &Output) -> Exit {
     if let Some(failure) = &outcome.headline {
         let node = failure.node.as_ref().map(|node| format!("`{node}` failed: ")).unwrap_or_default();
         output.failure(&format!("{node}{}", failure.message), failure.help.as_deref());
+        let log = failure.node.as_ref().map(|node| log_path(record, node));
+        if let Some(log) = log.filter(|log| log.is_file()) {
+            output.tell(&format!("  {} {}", output.messages.cyan("log:"), display(&log)));
+        }
     }
     output.tell(&summary(outcome, id));
     match outcome.state {

@@ -10,7 +10,7 @@ use super::record;
 use super::runs::counts;
 use crate::engine::{NodeStatus, RunState};
 use crate::runs::{NodeView, RunView};
-use crate::ui::{Style, bytes, count, number, seconds, table};
+use crate::ui::{Style, bytes, number, plural, seconds, table};
 
 /// Show a run: its nodes, what they gave, its final numbers
 #[derive(Debug, Args)]
@@ -58,7 +58,7 @@ fn as_text(view: &RunView, style: Style) -> String {
 
 fn row(node: &NodeView, style: Style) -> Vec<String> {
     let outputs = node.outputs.iter().map(|output| match output.rows {
-        Some(rows) => format!("{} ({} rows)", output.name, count(rows)),
+        Some(rows) => format!("{} ({})", output.name, plural(rows, "row")),
         None => format!("{} ({})", output.name, bytes(output.bytes)),
     });
     let took = if node.status == NodeStatus::Ran { seconds(node.seconds) } else { String::new() };

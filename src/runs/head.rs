@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,10 @@ pub struct Head {
     /// The pipeline file and the arguments, as typed.
     pub path: String,
     pub arguments: Vec<String>,
+    /// The folder of the cache that holds what the nodes gave.
+    pub cache: PathBuf,
+    /// The outputs stages declare (`split.train`) and the node outputs behind them (`split.draw.train`).
+    pub exports: BTreeMap<String, String>,
     pub seed: u64,
     /// Of flow.
     pub version: String,
@@ -52,9 +56,10 @@ fn is_alive(folder: &Path) -> bool {
     }
 }
 
-/// A new run id: UTC to the second and four hexadecimal digits, so that ids sort by time and hardly ever meet.
+/// A new run id: UTC to the second, then the fraction of the second as four hexadecimal digits. So ids sort by time, and two
+/// runs share one only if they start within 15 µs.
 pub fn new_id() -> String {
     let now = jiff::Timestamp::now();
-    let salt = crate::digest::Digest::of(format!("{} {}", now.as_nanosecond(), std::process::id()));
-    format!("{}-{}", now.strftime("%Y%m%d-%H%M%S"), &salt.to_string()[..4])
+    let fraction = now.subsec_nanosecond().unsigned_abs() as u64 * 0x1_0000 / 1_000_000_000;
+    format!("{}-{fraction:04x}", now.strftime("%Y%m%d-%H%M%S"))
 }

@@ -20,6 +20,6 @@ mod why;
 
 pub use find::{FindError, find, list};
 pub use head::{Head, new_id};
-pub use recorder::{NewRun, Recorder};
+pub use recorder::{NewRun, Recorder, log_path};
 pub use view::{NodeView, OutputView, RunView, show};
 pub use why::{Why, why};

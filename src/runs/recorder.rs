@@ -1,6 +1,6 @@
 //! Writes the record of a run as it happens, on a thread of its own: what the engine waits for is one message.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,9 @@ pub struct NewRun<'a> {
     /// The text of the pipeline file.
     pub text: &'a str,
     pub arguments: Vec<String>,
+    pub cache: &'a Path,
+    /// [`crate::graph::Graph::exports`].
+    pub exports: &'a BTreeMap<String, String>,
     pub seed: u64,
 }
 
@@ -67,6 +70,8 @@ impl Recorder {
             seconds: None,
             path: run.path.display().to_string(),
             arguments: run.arguments.clone(),
+            cache: run.cache.to_owned(),
+            exports: run.exports.clone(),
             seed: run.seed,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             counts: Default::default(),
@@ -178,9 +183,8 @@ impl Files {
         let log = match self.logs.get_mut(node) {
             Some(log) => log,
             None => {
-                let logs = self.folder.join("logs");
-                fs::create_dir_all(&logs)?;
-                let path = logs.join(format!("{}.log", node.replace('/', "_")));
+                fs::create_dir_all(self.folder.join("logs"))?;
+                let path = log_path(&self.folder, node);
                 let file = File::options().append(true).create(true).open(path)?;
                 self.logs.entry(node.to_owned()).or_insert(BufWriter::new(file))
             }
@@ -193,6 +197,11 @@ impl Files {
         self.metrics.iter_mut().try_for_each(BufWriter::flush)?;
         self.logs.values_mut().try_for_each(BufWriter::flush)
     }
+}
+
+/// Where a node's log is, in the folder of its run.
+pub fn log_path(run: &Path, node: &str) -> PathBuf {
+    run.join("logs").join(format!("{}.log", node.replace('/', "_")))
 }
 
 fn line_to(file: &mut impl Write, value: &impl serde::Serialize) -> std::io::Result<()> {

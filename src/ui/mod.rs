@@ -10,7 +10,7 @@ mod style;
 mod table;
 
 pub use describe::number;
-pub use format::{bytes, count, seconds};
+pub use format::{bytes, count, plural, seconds};
 pub use lines::Lines;
 pub use progress::Progress;
 pub use style::Style;
