@@ -9,7 +9,9 @@
 //! Ops of language models call `lm` (feature `torch`), the only module that names `tch`.
 //! Dependencies point one way: `cli → config → graph → engine → cache`; `ops → cache, lm, metrics`.
 
+mod atomic;
 pub mod cache;
+pub mod cli;
 pub mod config;
 pub mod digest;
 pub mod download;
@@ -18,6 +20,7 @@ pub mod graph;
 pub mod metrics;
 pub mod models;
 pub mod ops;
+pub mod runs;
 pub mod ui;
 
 #[cfg(feature = "torch")]

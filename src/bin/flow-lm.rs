@@ -1,3 +1,9 @@
-fn main() {
-    flow::lm::probe();
+//! `flow` with the language-model runtime linked in.
+
+use std::process::ExitCode;
+
+use flow::ops::Catalog;
+
+fn main() -> ExitCode {
+    flow::cli::main(&Catalog::full())
 }

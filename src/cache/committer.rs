@@ -2,7 +2,6 @@
 //!
 //! A result is visible to the next node at once; until its group is committed a crash makes it as if it never ran.
 
-use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -149,27 +148,16 @@ impl Worker {
 
     /// Brings new objects to the disk before the rows that name them.
     fn sync_files(&self) -> Result<(), CacheError> {
-        let records = self.pending.iter().flat_map(|change| match change {
+        let mut records = self.pending.iter().flat_map(|change| match change {
             Change::Entry { records, .. } => records.as_slice(),
             Change::Record(_) | Change::Latest { .. } => &[],
         });
-        let objects: Vec<PathBuf> = records
-            .filter(|record| record.artifact.kind == ArtifactKind::Files)
-            .map(|record| self.layout.object(&record.artifact.digest))
-            .collect();
-        if objects.is_empty() {
+        if !records.any(|record| record.artifact.kind == ArtifactKind::Files) {
             return Ok(());
         }
         // One call for the whole file system: a sync per file would cost more than most nodes take.
         let folder = std::fs::File::open(self.layout.objects())?;
-        #[cfg(target_os = "linux")]
-        rustix::fs::syncfs(&folder).map_err(std::io::Error::from)?;
-        #[cfg(not(target_os = "linux"))]
-        {
-            objects.iter().try_for_each(|object| sync_tree(object))?;
-            folder.sync_all()?;
-        }
-        Ok(())
+        Ok(rustix::fs::syncfs(&folder).map_err(std::io::Error::from)?)
     }
 
     fn write_rows(&self) -> Result<(), CacheError> {
@@ -183,16 +171,6 @@ impl Worker {
         }
         written
     }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn sync_tree(path: &std::path::Path) -> std::io::Result<()> {
-    if path.is_dir() {
-        for item in fs_err::read_dir(path)? {
-            sync_tree(&item?.path())?;
-        }
-    }
-    std::fs::File::open(path)?.sync_all()
 }
 
 fn insert(connection: &Connection, changes: &[Change]) -> Result<(), CacheError> {

@@ -68,7 +68,7 @@ impl StatIndex {
         let mut memory = self.memory();
         if memory.changed {
             let sorted: BTreeMap<_, _> = memory.files.iter().collect();
-            super::layout::write_atomic(path, &serde_json::to_vec(&sorted)?)?;
+            crate::atomic::write(path, &serde_json::to_vec(&sorted)?)?;
             memory.changed = false;
         }
         Ok(())
@@ -211,4 +211,78 @@ fn settled(stat: &Stat, hashed: i64) -> bool {
     let last = stat.mtime.max(stat.ctime);
     let grain = if last % 1_000_000_000 == 0 { 2_000_000_000 } else { 50_000_000 };
     last.saturating_add(grain) < hashed
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    fn archive(path: &Path, members: &[(&str, &str)], method: zip::CompressionMethod) {
+        let mut writer = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
+        for (name, text) in members {
+            writer.start_file(*name, SimpleFileOptions::default().compression_method(method)).unwrap();
+            writer.write_all(text.as_bytes()).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+
+    #[test]
+    fn archives_are_what_is_in_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        archive(&path("a.zip"), &[("a.xml", "1"), ("b/c.xml", "2")], zip::CompressionMethod::Deflated);
+        archive(&path("b.zip"), &[("top-1/b/c.xml", "2"), ("top-1/a.xml", "1")], zip::CompressionMethod::Stored);
+        archive(&path("c.zip"), &[("a.xml", "1"), ("b/c.xml", "3")], zip::CompressionMethod::Stored);
+        let stats = StatIndex::default();
+        let digest = |name: &str| stats.digest(&path(name)).unwrap();
+        assert_eq!(digest("a.zip"), digest("b.zip"));
+        assert_ne!(digest("a.zip"), digest("c.zip"));
+        let whole = std::fs::read(path("a.zip")).unwrap();
+        std::fs::write(path("cut.zip"), &whole[..whole.len() - 10]).unwrap();
+        assert!(matches!(stats.digest(&path("cut.zip")), Err(ExternalError::Archive { .. })));
+    }
+
+    #[test]
+    fn folders_are_their_trees() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        for top in ["one", "two"] {
+            write(&format!("{top}/a"), "1");
+            write(&format!("{top}/b/c"), "2");
+        }
+        let stats = StatIndex::default();
+        let digest = |name: &str| stats.digest(&folder.path().join(name));
+        assert_eq!(digest("one").unwrap(), digest("two").unwrap());
+        std::fs::rename(folder.path().join("two/a"), folder.path().join("two/z")).unwrap();
+        assert_ne!(digest("one").unwrap(), digest("two").unwrap());
+        std::os::unix::fs::symlink("..", folder.path().join("two/b/up")).unwrap();
+        assert!(matches!(digest("two"), Err(ExternalError::Unreadable { .. })));
+        assert!(matches!(digest("three"), Err(ExternalError::Missing(_))));
+    }
+
+    #[test]
+    fn a_digest_is_remembered_only_once_the_file_has_settled() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        let stats = StatIndex::default();
+        for text in ["one", "two", "six"] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(stats.digest(&path).unwrap(), Digest::of(text));
+        }
+        assert!(stats.memory().files.is_empty());
+        std::thread::sleep(std::time::Duration::from_millis(80));
+        stats.digest(&path).unwrap();
+        assert_eq!(stats.memory().files.len(), 1);
+        let saved = folder.path().join("stat.json");
+        stats.save(&saved).unwrap();
+        assert_eq!(StatIndex::load(&saved).memory().files.len(), 1);
+    }
 }

@@ -123,12 +123,3 @@ pub(super) fn remove(path: &Path) -> std::io::Result<()> {
         other => other,
     }
 }
-
-/// Writes a file so that readers see the old or the new content, never a part.
-pub(super) fn write_atomic(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    std::io::Write::write_all(&mut file, bytes)?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
-}

@@ -26,5 +26,9 @@ pub use index::Entry;
 pub use lock::{Holder, RunLock};
 pub use maintenance::{Collected, Damage, Size, Verified};
 pub use sql::quote;
+pub(crate) use sql::{bind, is_ordered};
 pub use store::{Cache, Lookup, NewEntry};
 pub use verdicts::Verdict;
+
+#[cfg(test)]
+mod tests;

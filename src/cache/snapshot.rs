@@ -8,8 +8,9 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use super::index::{Contents, Index};
-use super::layout::{Layout, write_atomic};
+use super::layout::Layout;
 use super::objects::mtime;
+use crate::atomic;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Snapshot {
@@ -48,7 +49,7 @@ impl Snapshot {
         let Some(database) = identity(layout) else { return Ok(()) };
         if known.as_ref() != Some(&database) {
             let snapshot = Self { version: super::layout::LAYOUT, database: database.clone(), contents: index.contents() };
-            write_atomic(&layout.snapshot(), &serde_json::to_vec(&snapshot)?)?;
+            atomic::write(&layout.snapshot(), &serde_json::to_vec(&snapshot)?)?;
             *known = Some(database);
         }
         Ok(())

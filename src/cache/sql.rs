@@ -31,7 +31,7 @@ pub(super) fn create_views(connection: &Connection, inputs: &BTreeMap<String, Ar
 }
 
 /// Checks that `sql` is a single SELECT; says whether its outermost level has an ORDER BY.
-pub(super) fn is_ordered(connection: &Connection, sql: &str) -> Result<bool, CacheError> {
+pub(crate) fn is_ordered(connection: &Connection, sql: &str) -> Result<bool, CacheError> {
     let tree: String = connection.query_row("select json_serialize_sql(?::varchar)", [sql], |row| row.get(0))?;
     let tree: Value = serde_json::from_str(&tree).map_err(|error| CacheError::Query(error.to_string()))?;
     if tree["error"].as_bool() == Some(true) {
@@ -65,7 +65,7 @@ fn parse_error(sql: &str, tree: &Value) -> String {
 }
 
 /// Binds the params that the statement names; a name without a value is an error, a value without a use is not.
-pub(super) fn bind(statement: &mut Statement, params: &[(String, Value)]) -> Result<(), CacheError> {
+pub(crate) fn bind(statement: &mut Statement, params: &[(String, Value)]) -> Result<(), CacheError> {
     for index in 1..=statement.parameter_count() {
         let name = statement.parameter_name(index)?;
         let Some((_, value)) = params.iter().find(|(param, _)| *param == name) else {

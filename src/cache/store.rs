@@ -105,6 +105,11 @@ impl Cache {
         self.layout.partial(fingerprint)
     }
 
+    /// The folder of all scratch folders.
+    pub fn partials_path(&self) -> PathBuf {
+        self.layout.partials()
+    }
+
     /// The digest of data outside the cache.
     pub fn digest_path(&self, path: &Path) -> Result<Digest, ExternalError> {
         self.stats.digest(path)

@@ -3,6 +3,7 @@
 //! Called by the command line: [`plan`] first, then [`run`] with that plan. Never prints and knows no op by name.
 
 mod cancel;
+pub mod children;
 mod error;
 mod event;
 mod execute;
@@ -21,3 +22,6 @@ pub use plan::{NodePlan, NodeState, Plan, Reason, plan};
 pub use resolve::{Resolve, ResolveError};
 pub use run::{RunOptions, run};
 pub use select::Selection;
+
+#[cfg(test)]
+mod tests;

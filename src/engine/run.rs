@@ -12,7 +12,7 @@ use super::plan::{NodeState, Plan, Reason, input_artifacts, reasons};
 use super::slots::{Slots, Taken};
 use super::{CancelToken, EngineError, Event, EventKind, NodeStatus, RunState, Sink};
 use crate::cache::{Artifact, Cache, Entry, Lookup};
-use crate::graph::Graph;
+use crate::graph::{Fingerprint, Graph};
 use crate::ops::{Catalog, OpError};
 
 /// How a run goes about it; none of this can change a result.
@@ -38,6 +38,10 @@ pub fn run(graph: &Graph, catalog: &Catalog, cache: &Cache, plan: &Plan, options
     let start = Instant::now();
     let emit = |kind| sink.event(&Event::now(kind));
     emit(EventKind::RunStarted { id: options.id.clone(), pipeline: graph.name.clone(), nodes: plan.nodes.len() });
+    if let Err(error) = super::children::end_leftovers(&cache.partials_path()) {
+        let message = format!("processes of an earlier run may still be running: {error}");
+        emit(EventKind::Log { node: None, level: super::Level::Warn, message });
+    }
     let mut scheduler = Scheduler::new(graph, catalog, cache, plan, options, sink);
     scheduler.run();
     let Scheduler { outcomes, mut headline, .. } = scheduler;
@@ -72,6 +76,11 @@ struct Scheduler<'run> {
     ended: Vec<bool>,
     /// By position, so that what comes first in the pipeline starts first.
     ready: BTreeMap<usize, (Task<'run>, Vec<Reason>)>,
+    /// Which node makes the result of a fingerprint, from the time it is ready until it ends.
+    makers: HashMap<Fingerprint, usize>,
+    making: Vec<Option<Fingerprint>>,
+    /// Nodes that would make the same as another does; they are looked up again when it ends.
+    twins: HashMap<usize, Vec<usize>>,
     /// Nodes whose inputs have just become known, and nodes to be skipped because of another.
     known: Vec<usize>,
     slots: Slots,
@@ -115,6 +124,9 @@ impl<'run> Scheduler<'run> {
             entries: vec![None; count],
             ended: vec![false; count],
             ready: BTreeMap::new(),
+            makers: HashMap::new(),
+            making: vec![None; count],
+            twins: HashMap::new(),
             slots,
             running: 0,
             outcomes: Vec::with_capacity(count),
@@ -189,8 +201,13 @@ impl<'run> Scheduler<'run> {
             input_artifacts(node, outputs)
         };
         let manifest = facts.manifest(node, inputs.iter().map(|(port, artifact)| (port.clone(), artifact.digest)).collect());
+        let fingerprint = manifest.fingerprint();
+        if let Some(&maker) = self.makers.get(&fingerprint) {
+            self.twins.entry(maker).or_default().push(position);
+            return Ok(());
+        }
         let forced = self.plan.selected.forced.contains(&index);
-        let lookup = if forced { Lookup::Miss { damaged: None } } else { self.cache.lookup(manifest.fingerprint())? };
+        let lookup = if forced { Lookup::Miss { damaged: None } } else { self.cache.lookup(fingerprint)? };
         match lookup {
             Lookup::Hit(entry) => self.succeed(position, NodeStatus::Cached, entry, 0.0),
             Lookup::Miss { damaged } => {
@@ -201,6 +218,8 @@ impl<'run> Scheduler<'run> {
                 };
                 let (pipeline, root, run) = (self.graph.name.as_str(), self.graph.root.as_path(), self.catalog.run_fn(&node.op));
                 let task = Task { pipeline, root, node, run, manifest, inputs, facts, gpus: Vec::new() };
+                self.makers.insert(fingerprint, position);
+                self.making[position] = Some(fingerprint);
                 self.ready.insert(position, (task, why));
             }
         }
@@ -302,6 +321,11 @@ impl<'run> Scheduler<'run> {
 
     fn end(&mut self, position: usize, outcome: NodeOutcome) {
         self.ended[position] = true;
+        if let Some(fingerprint) = self.making[position].take() {
+            self.makers.remove(&fingerprint);
+        }
+        let twins = self.twins.remove(&position).unwrap_or_default();
+        self.known.extend(twins.into_iter().filter(|&twin| !self.ended[twin]));
         self.sink.event(&Event::now(outcome.event()));
         self.outcomes.push(outcome);
     }

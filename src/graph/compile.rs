@@ -1,12 +1,12 @@
 //! From a checked spec to a graph.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use petgraph::graph::{DiGraph, NodeIndex};
 
 use crate::config::{Diagnostic, Diagnostics, PipelineSpec, Span};
 use crate::graph::columns::Flow;
-use crate::graph::draft::{Draft, Wire};
+use crate::graph::draft::{Draft, Stage, Wire};
 use crate::graph::expand::Expander;
 use crate::graph::order::order;
 use crate::graph::wire::Wirer;
@@ -73,15 +73,23 @@ fn compile_with(
     if !problems.is_empty() {
         return Err(Diagnostics::new(sources, problems));
     }
-    Ok(assemble(spec, drafts, wires, order))
+    Ok(assemble(spec, drafts, &stages, wires, order))
 }
 
 fn assemble(
     spec: &PipelineSpec,
     drafts: Vec<Draft>,
+    stages: &[Stage],
     wires: Vec<Vec<Wire>>,
     order: Vec<usize>,
 ) -> Graph {
+    let mut exports = BTreeMap::new();
+    for stage in stages {
+        for (name, from) in &stage.exports {
+            let target = format!("{}.{}", drafts[from.draft].node.name, from.output);
+            exports.insert(format!("{}.{name}", stage.call.name), target);
+        }
+    }
     let mut dag = DiGraph::with_capacity(drafts.len(), drafts.len());
     for draft in drafts {
         dag.add_node(draft.node);
@@ -113,6 +121,7 @@ fn assemble(
         root: spec.root.clone(),
         dag,
         order: order.into_iter().map(NodeIndex::new).collect(),
+        exports,
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Stage<'a> {
     pub steps: Vec<(String, Option<usize>)>,
     /// Inputs declared by the stage and wired by the call.
     pub bound: Vec<Bound>,
+    /// Its declared outputs, once they are wired.
+    pub exports: Vec<(String, From)>,
     /// Nothing is known of it (its op or stage was not found): references to it are not followed.
     pub broken: bool,
 }

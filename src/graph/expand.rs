@@ -68,6 +68,7 @@ impl<'a> Expander<'a> {
             definition: None,
             steps: vec![(call.name.clone(), draft)],
             bound: Vec::new(),
+            exports: Vec::new(),
             broken: draft.is_none(),
         }
     }
@@ -78,6 +79,7 @@ impl<'a> Expander<'a> {
             definition: None,
             steps: Vec::new(),
             bound: Vec::new(),
+            exports: Vec::new(),
             broken: true,
         };
         let Some(definition) = self.definition(call) else {
@@ -137,6 +139,7 @@ impl<'a> Expander<'a> {
             definition: Some(definition),
             steps,
             bound,
+            exports: Vec::new(),
             broken: false,
         }
     }

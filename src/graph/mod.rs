@@ -19,6 +19,7 @@ pub use compile::{compile, compile_without_data};
 pub use fingerprint::{Fingerprint, Manifest, PartChange};
 pub use node::{Input, Node, Output, PathInput, Resources, StageFile};
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -43,6 +44,8 @@ pub struct Graph {
     pub dag: DiGraph<Node, Link>,
     /// A topological order that keeps the order of declaration where it is free.
     pub order: Vec<NodeIndex>,
+    /// The outputs stages declare (`split.train`) and the node outputs behind them (`split.draw.train`).
+    pub exports: BTreeMap<String, String>,
 }
 
 impl Graph {

@@ -41,11 +41,13 @@ pub struct StageFile {
 }
 
 /// Data outside the cache that a node reads.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathInput {
     pub path: PathBuf,
     /// Where to get it from when it is not there.
     pub url: Option<String>,
+    /// What its content must hash to, where that is given.
+    pub digest: Option<Digest>,
 }
 
 #[derive(Debug, Clone)]

@@ -29,6 +29,73 @@ pub(super) struct Finder<'a> {
     there: HashMap<PathBuf, bool>,
 }
 
+/// The walk through the params of one call.
+struct Walk<'w, 'a> {
+    finder: &'w mut Finder<'a>,
+    home: Home<'w>,
+    named: Named,
+    problems: &'w mut Problems,
+}
+
+/// Where the data of the paths in one record can be had: its `url` and `digest`.
+#[derive(Default)]
+struct Download {
+    url: Option<String>,
+    digest: Option<Digest>,
+}
+
+impl Walk<'_, '_> {
+    fn record(&mut self, prefix: &str, params: &BTreeMap<String, Param>, values: &[Entry]) {
+        let text = |key: &str| values.iter().find(|entry| entry.key == key).and_then(|entry| match &entry.value.kind {
+            Kind::Text(text) => Some(text.clone()),
+            _ => None,
+        });
+        let download = Download { url: text("url"), digest: text("digest").and_then(|digest| digest.parse().ok()) };
+        for entry in values {
+            let Some(param) = params.get(&entry.key) else { continue };
+            let name = format!("{prefix}{}", entry.key);
+            if !param.in_fingerprint {
+                self.named.unhashed.push(name.clone());
+            }
+            self.value(&name, &param.kind, &entry.value, &download);
+        }
+    }
+
+    fn value(&mut self, name: &str, kind: &ParamKind, yaml: &Yaml, download: &Download) {
+        match (kind, &yaml.kind) {
+            (ParamKind::File, Kind::Text(text)) => {
+                if let Some(file) = self.finder.file(text, yaml.span, self.home, self.problems) {
+                    self.named.files.insert(name.to_owned(), file);
+                }
+            }
+            (ParamKind::Path, Kind::Text(text)) => {
+                let path = self.finder.path(text, yaml.span, download.url.is_some(), self.problems);
+                let input = PathInput { path, url: download.url.clone(), digest: download.digest };
+                self.named.paths.insert(name.to_owned(), input);
+            }
+            (ParamKind::Model, Kind::Text(text)) => {
+                if let Some(model) = self.finder.model(text, yaml.span, self.problems) {
+                    self.named.models.insert(name.to_owned(), model);
+                }
+            }
+            (ParamKind::List(item), Kind::List(items)) => {
+                for (index, value) in items.iter().enumerate() {
+                    self.value(&format!("{name}.{index}"), item, value, download);
+                }
+            }
+            (ParamKind::Map(item), Kind::Map(entries)) => {
+                for entry in entries {
+                    self.value(&format!("{name}.{}", entry.key), item, &entry.value, download);
+                }
+            }
+            (ParamKind::Record(fields), Kind::Map(entries)) => {
+                self.record(&format!("{name}."), fields, entries);
+            }
+            _ => {}
+        }
+    }
+}
+
 /// The stage a step belongs to: names that were written in its `stage.yaml` are relative to its folder.
 pub(super) type Home<'a> = Option<(&'a StageFolder, u32)>;
 
@@ -53,112 +120,9 @@ impl<'a> Finder<'a> {
         home: Home,
         problems: &mut Problems,
     ) -> Named {
-        let mut named = Named::default();
-        self.record("", params, values, home, &mut named, problems);
-        named
-    }
-
-    fn record(
-        &mut self,
-        prefix: &str,
-        params: &BTreeMap<String, Param>,
-        values: &[Entry],
-        home: Home,
-        named: &mut Named,
-        problems: &mut Problems,
-    ) {
-        for entry in values {
-            let Some(param) = params.get(&entry.key) else {
-                continue;
-            };
-            let name = format!("{prefix}{}", entry.key);
-            if !param.in_fingerprint {
-                named.unhashed.push(name.clone());
-            }
-            let url = values
-                .iter()
-                .find(|other| other.key == "url")
-                .and_then(|other| match &other.value.kind {
-                    Kind::Text(url) => Some(url.as_str()),
-                    _ => None,
-                });
-            self.value(&name, &param.kind, &entry.value, url, home, named, problems);
-        }
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the walk carries where it is, what it fills and where it reports"
-    )]
-    fn value(
-        &mut self,
-        name: &str,
-        kind: &ParamKind,
-        yaml: &Yaml,
-        url: Option<&str>,
-        home: Home,
-        named: &mut Named,
-        problems: &mut Problems,
-    ) {
-        match (kind, &yaml.kind) {
-            (ParamKind::File, Kind::Text(text)) => {
-                if let Some(file) = self.file(text, yaml.span, home, problems) {
-                    named.files.insert(name.to_owned(), file);
-                }
-            }
-            (ParamKind::Path, Kind::Text(text)) => {
-                let path = self.spec.root.join(text);
-                if self.check_data && url.is_none() && !self.is_there(&path) {
-                    let problem = Diagnostic::new(
-                        yaml.span,
-                        format!("there is no file or folder `{}`", display(&path)),
-                    );
-                    problems.push(problem.help("paths are relative to the project folder; correct it, or put the data there"));
-                }
-                named.paths.insert(
-                    name.to_owned(),
-                    PathInput {
-                        path,
-                        url: url.map(str::to_owned),
-                    },
-                );
-            }
-            (ParamKind::Model, Kind::Text(text)) => {
-                if let Some(model) = self.model(text, yaml.span, problems) {
-                    named.models.insert(name.to_owned(), model);
-                }
-            }
-            (ParamKind::List(item), Kind::List(items)) => {
-                for (index, value) in items.iter().enumerate() {
-                    self.value(
-                        &format!("{name}.{index}"),
-                        item,
-                        value,
-                        url,
-                        home,
-                        named,
-                        problems,
-                    );
-                }
-            }
-            (ParamKind::Map(item), Kind::Map(entries)) => {
-                for entry in entries {
-                    self.value(
-                        &format!("{name}.{}", entry.key),
-                        item,
-                        &entry.value,
-                        url,
-                        home,
-                        named,
-                        problems,
-                    );
-                }
-            }
-            (ParamKind::Record(fields), Kind::Map(entries)) => {
-                self.record(&format!("{name}."), fields, entries, home, named, problems);
-            }
-            _ => {}
-        }
+        let mut walk = Walk { finder: self, home, named: Named::default(), problems };
+        walk.record("", params, values);
+        walk.named
     }
 
     /// A file named in `stage.yaml` lies in the stage's folder; one named by the user beside the pipeline or in the root, or in
@@ -240,6 +204,16 @@ impl<'a> Finder<'a> {
         };
         self.files.insert(path, file.clone());
         file
+    }
+
+    /// Data is looked for only where it cannot be downloaded.
+    fn path(&mut self, text: &str, span: Span, has_url: bool, problems: &mut Problems) -> PathBuf {
+        let path = self.spec.root.join(text);
+        if self.check_data && !has_url && !self.is_there(&path) {
+            let problem = Diagnostic::new(span, format!("there is no file or folder `{}`", display(&path)));
+            problems.push(problem.help("paths are relative to the project folder; correct it, or put the data there"));
+        }
+        path
     }
 
     fn model(&mut self, name: &str, span: Span, problems: &mut Problems) -> Option<ModelSpec> {

@@ -31,7 +31,9 @@ impl Wirer<'_, '_> {
             }
             if let Some(definition) = self.stages[stage].definition.clone() {
                 for output in &definition.outputs {
-                    self.stage_output(stage, output);
+                    if let Some(from) = self.stage_output(stage, output) {
+                        self.stages[stage].exports.push((output.name.clone(), from));
+                    }
                 }
             }
         }

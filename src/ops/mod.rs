@@ -5,6 +5,8 @@
 
 mod bootstrap;
 mod catalog;
+mod checker;
+mod command;
 mod context;
 mod embed;
 mod error;
@@ -13,9 +15,13 @@ mod judge;
 mod language_model;
 #[cfg(feature = "torch")]
 mod loaded;
+mod score;
 mod source;
+mod sql;
 mod table;
 mod train;
+#[cfg(test)]
+mod tests;
 
 pub use catalog::Catalog;
 pub use context::{Context, Outputs};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Style, count, seconds};
+use super::{Style, plural, seconds};
 use crate::cache::Artifact;
 use crate::engine::{EventKind, Level, NodeStatus};
 
@@ -86,10 +86,10 @@ fn rows(outputs: &BTreeMap<String, Artifact>) -> String {
         .filter_map(|(name, artifact)| Some((name, artifact.rows?)))
         .collect();
     match tables.as_slice() {
-        [(_, rows)] => format!("{} rows", count(*rows)),
+        [(_, rows)] => plural(*rows, "row"),
         tables => tables
             .iter()
-            .map(|(name, rows)| format!("{name} {} rows", count(*rows)))
+            .map(|(name, rows)| format!("{name} {}", plural(*rows, "row")))
             .collect::<Vec<_>>()
             .join(", "),
     }

@@ -41,6 +41,11 @@ pub fn count(number: u64) -> String {
     text
 }
 
+/// `1 row`, `16,407 rows`.
+pub fn plural(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,8 +10,8 @@ mod style;
 mod table;
 
 pub use describe::number;
-pub use format::{bytes, count, seconds};
+pub use format::{bytes, count, plural, seconds};
 pub use lines::Lines;
 pub use progress::Progress;
 pub use style::Style;
-pub use table::table;
+pub use table::{table, terminal_width};

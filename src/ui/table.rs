@@ -40,6 +40,15 @@ pub fn table(header: &[&str], rows: &[Vec<String>], width: Option<u16>) -> Strin
         .collect()
 }
 
+/// Columns of the terminal that standard output or standard error goes to; `None` where it goes elsewhere.
+pub fn terminal_width(stderr: bool) -> Option<u16> {
+    let mut table = Table::new();
+    if stderr {
+        table.use_stderr();
+    }
+    table.width()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

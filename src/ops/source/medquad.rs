@@ -1,7 +1,7 @@
 //! One MedQuAD document to question–answer pairs.
 //!
-//! Format: github.com/abachaa/MedQuAD; `Document[@id @source @url]` › `Focus`, `QAPairs/QAPair[@pid]` ›
-//! `Question[@qid @qtype]`, `Answer`.
+//! Format: github.com/abachaa/MedQuAD; `Document[@id @source @url]` (the root has another name in places) › `Focus`,
+//! `QAPairs/QAPair[@pid]` › `Question[@qid @qtype]`, `Answer`.
 
 use quick_xml::Reader;
 use quick_xml::XmlVersion;
@@ -43,11 +43,11 @@ enum Target {
     Answer,
 }
 
-/// Parses the bytes of one XML file.
+/// Parses the bytes of one XML file; `None` for a document of another kind, without `QAPairs`.
 ///
 /// # Errors
-/// [`Malformed`] for bytes that are not UTF-8, XML that is not well formed and a root other than `Document`.
-pub fn parse(bytes: &[u8]) -> Result<Document, Malformed> {
+/// [`Malformed`] for bytes that are not UTF-8 and for XML that is not well formed.
+pub fn parse(bytes: &[u8]) -> Result<Option<Document>, Malformed> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let (at, byte) = (
             error.valid_up_to(),
@@ -79,10 +79,10 @@ pub fn parse(bytes: &[u8]) -> Result<Document, Malformed> {
         return Err(malformed(
             bytes,
             end,
-            "no `Document` element: the file is empty",
+            "there is no element: the file is empty",
         ));
     }
-    Ok(state.document)
+    Ok(state.seen_pairs.then_some(state.document))
 }
 
 #[derive(Default)]
@@ -91,6 +91,7 @@ struct State {
     /// Names of the elements around the current place.
     open: Vec<String>,
     seen_root: bool,
+    seen_pairs: bool,
     target: Option<Target>,
 }
 
@@ -144,16 +145,12 @@ impl State {
                 .into_owned())
         };
         match (start.name().0, self.open.len()) {
-            ("Document", 0) => {
+            (_, 0) => {
                 self.seen_root = true;
                 (self.document.source, self.document.url) =
                     (attribute("source")?, attribute("url")?);
             }
-            (root, 0) => {
-                return Err(format!(
-                    "the root is `{root}`, not `Document`: no MedQuAD file"
-                ));
-            }
+            ("QAPairs", _) => self.seen_pairs = true,
             ("Focus", 1) => self.target = Some(Target::Focus),
             ("QAPair", _) => self.document.pairs.push(Pair::default()),
             ("Question", _) => {
@@ -226,7 +223,7 @@ mod tests {
 
     #[test]
     fn reads_pairs_entities_and_sections() {
-        let document = parse(SAMPLE.as_bytes()).unwrap();
+        let document = parse(SAMPLE.as_bytes()).unwrap().unwrap();
         assert_eq!(
             (document.focus.as_str(), document.source.as_str()),
             ("Crohn's disease", "NHS")
@@ -250,13 +247,21 @@ mod tests {
     }
 
     #[test]
+    fn other_documents_are_told_apart() {
+        assert_eq!(parse(b"<doc><qaPairs/></doc>"), Ok(None));
+        assert_eq!(
+            parse(b"<DiseaseFile><QAPairs/></DiseaseFile>"),
+            Ok(Some(Document::default()))
+        );
+    }
+
+    #[test]
     fn names_the_line_of_what_is_wrong() {
         let message = |text: &[u8]| parse(text).unwrap_err().to_string();
         insta::assert_snapshot!(message(&SAMPLE.as_bytes()[..420]), @"line 10: syntax error: tag not closed: `>` not found before end of input");
         insta::assert_snapshot!(message(SAMPLE.replace("</Question>\n", "</Answer>\n").as_bytes()), @"line 8: ill-formed document: expected `</Question>`, but `</Answer>` was found");
         insta::assert_snapshot!(message(SAMPLE.replace("&apos;", "&nbsp;").as_bytes()), @"line 4: unknown entity `&nbsp;`");
         insta::assert_snapshot!(message(&[b"<Document>\n".as_slice(), &[0xe9, b'x']].concat()), @"line 2: not UTF-8: byte 0xe9");
-        insta::assert_snapshot!(message(b"<html></html>"), @"line 1: the root is `html`, not `Document`: no MedQuAD file");
-        insta::assert_snapshot!(message(b""), @"line 1: no `Document` element: the file is empty");
+        insta::assert_snapshot!(message(b""), @"line 1: there is no element: the file is empty");
     }
 }

@@ -39,15 +39,28 @@ enum At {
 pub struct Handle(Option<ZipArchive<Window>>);
 
 impl Members {
-    /// Lists the files whose name ends with `suffix` (`.xml`), in a folder and its folders or in a zip archive.
+    /// Lists the files whose name ends with `suffix` (`.xml`), in a folder and its folders or in a zip archive; one such
+    /// file alone is a list of one.
     ///
     /// # Errors
     /// An archive that cannot be read, or whose names lead outside of it.
     pub fn list(path: &Path, suffix: &str) -> Result<Self, OpError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         let (archive, mut list) = if path.is_dir() {
             let mut list = Vec::new();
             walk(path, "", suffix, &mut list)?;
             (None, list)
+        } else if name.ends_with(suffix) {
+            let bytes = fs_err::metadata(path)?.len();
+            let at = At::Path(path.to_owned());
+            (
+                None,
+                vec![Member {
+                    name: name.into_owned(),
+                    bytes,
+                    at,
+                }],
+            )
         } else {
             let archive = open(path)?;
             let list = entries(path, &archive, suffix)?;
@@ -60,14 +73,6 @@ impl Members {
             archive,
             list,
         })
-    }
-
-    pub fn iter(&self) -> std::slice::Iter<'_, Member> {
-        self.list.iter()
-    }
-
-    pub fn len(&self) -> usize {
-        self.list.len()
     }
 
     pub fn as_slice(&self) -> &[Member] {
@@ -188,6 +193,15 @@ fn entries(
         });
     }
     Ok(list)
+}
+
+/// The names of all files below a folder, from there, sorted.
+pub fn files(folder: &Path) -> Result<Vec<String>, OpError> {
+    let mut list = Vec::new();
+    walk(folder, "", "", &mut list)?;
+    let mut names: Vec<String> = list.into_iter().map(|member| member.name).collect();
+    names.sort();
+    Ok(names)
 }
 
 fn walk(folder: &Path, prefix: &str, suffix: &str, list: &mut Vec<Member>) -> Result<(), OpError> {
@@ -329,6 +343,7 @@ mod tests {
     fn names(path: &Path) -> Vec<String> {
         Members::list(path, ".xml")
             .unwrap()
+            .as_slice()
             .iter()
             .map(|member| member.name.clone())
             .collect()
@@ -338,6 +353,7 @@ mod tests {
         let failed = Members::list(path, ".xml").and_then(|members| {
             let mut handle = members.handle();
             members
+                .as_slice()
                 .iter()
                 .try_for_each(|member| members.read(&mut handle, member).map(drop))
         });

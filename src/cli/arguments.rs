@@ -1,0 +1,63 @@
+//! Arguments that several commands take, and how help is painted.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::styling::{AnsiColor, Styles};
+
+use super::folders::environment;
+use crate::config::{Diagnostics, PipelineSpec, Request, load};
+use crate::engine::Selection;
+
+/// Which pipeline, seen how.
+#[derive(Debug, Args)]
+pub struct PipelineArguments {
+    /// The pipeline file, such as `pipelines/medquad.yaml`
+    #[arg(value_name = "PIPELINE")]
+    pub pipeline: PathBuf,
+
+    /// Lay this profile of the pipeline over it
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+
+    /// Set one value, such as `questions.with.limit=100`; wins over the profile [may be repeated]
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Which nodes.
+#[derive(Debug, Args)]
+pub struct SelectionArguments {
+    /// Just this stage or node; what it reads must be cached [may be repeated]
+    #[arg(long, value_name = "NODE")]
+    pub only: Vec<String>,
+
+    /// This stage or node and everything below it
+    #[arg(long, value_name = "NODE")]
+    pub from: Option<String>,
+
+    /// This stage or node and everything it needs
+    #[arg(long, value_name = "NODE")]
+    pub until: Option<String>,
+
+    /// Run this stage or node again even if it is cached; `all` for every one [may be repeated]
+    #[arg(long, value_name = "NODE")]
+    pub force: Vec<String>,
+}
+
+impl PipelineArguments {
+    pub fn load(&self) -> Result<PipelineSpec, Diagnostics> {
+        let request = Request { path: self.pipeline.clone(), profile: self.profile.clone(), set: self.set.clone() };
+        load(&request, &environment)
+    }
+}
+
+impl SelectionArguments {
+    pub fn selection(&self) -> Selection {
+        Selection { only: self.only.clone(), from: self.from.clone(), until: self.until.clone(), force: self.force.clone() }
+    }
+}
+
+pub fn style_of_help() -> Styles {
+    Styles::styled().header(AnsiColor::Green.on_default().bold()).usage(AnsiColor::Green.on_default().bold()).literal(AnsiColor::Cyan.on_default().bold()).placeholder(AnsiColor::Cyan.on_default())
+}

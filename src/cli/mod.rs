@@ -1,0 +1,108 @@
+//! The command line: what was typed, which command answers it, and how the process ends.
+//!
+//! The only place that reads the environment and prints. Standard output carries results, standard error everything else.
+
+mod arguments;
+mod cache;
+mod check;
+mod completions;
+mod data;
+mod error;
+mod fetch;
+mod folders;
+mod gpus;
+mod graph;
+mod handover;
+mod interrupt;
+mod output;
+mod plan;
+mod record;
+mod resolve;
+mod results;
+mod rows;
+mod run;
+mod runs;
+mod schema;
+mod show;
+mod why;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::ops::Catalog;
+use arguments::style_of_help;
+use error::{CliError, Exit};
+use output::Output;
+
+/// Runs declarative pipelines that make, judge and learn from text.
+///
+/// A pipeline is a YAML file; what it computes is cached by content, so a run does only what changed.
+#[derive(Debug, Parser)]
+#[command(name = "flow", version, styles = style_of_help(), max_term_width = 120, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Arguments),
+    Plan(plan::Arguments),
+    Check(check::Arguments),
+    Graph(graph::Arguments),
+    Runs(runs::Arguments),
+    Show(show::Arguments),
+    Why(why::Arguments),
+    Data(data::Arguments),
+    Fetch(fetch::Arguments),
+    Cache(cache::Arguments),
+    Schema(schema::Arguments),
+    Completions(completions::Arguments),
+}
+
+/// Runs the command that was typed. `catalog` says which ops this binary can run.
+pub fn main(catalog: &Catalog) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too; where they cannot be printed there is nobody to tell.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Wrong.into() } else { Exit::Ok.into() };
+        }
+    };
+    let output = Output::of_process();
+    output::start_logging();
+    let result = match &cli.command {
+        Command::Run(arguments) => run::run(arguments, catalog, &output),
+        Command::Plan(arguments) => plan::run(arguments, catalog, &output),
+        Command::Check(arguments) => check::run(arguments, catalog, &output),
+        Command::Graph(arguments) => graph::run(arguments, catalog, &output),
+        Command::Runs(arguments) => runs::run(arguments, &output),
+        Command::Show(arguments) => show::run(arguments, &output),
+        Command::Why(arguments) => why::run(arguments, &output),
+        Command::Data(arguments) => data::run(arguments, &output),
+        Command::Fetch(arguments) => fetch::run(arguments, catalog, &output),
+        Command::Cache(arguments) => cache::run(arguments, &output),
+        Command::Schema(arguments) => schema::run(arguments, catalog, &output),
+        Command::Completions(arguments) => completions::run(arguments, &output),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(CliError::Closed) => Exit::Ok.into(),
+        Err(error) => {
+            output.error(&error);
+            error.exit().into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,426 @@
+//! From `raw` to `rows`: columns named, an `id` for every row, blank rows dropped, a sample drawn.
+
+use std::path::Path;
+
+use duckdb::Connection;
+
+use super::params::{Limit, Params, Whitespace};
+use super::sample;
+use crate::cache::quote;
+use crate::config::{Columns, suggest};
+use crate::ops::{OpError, Problem};
+
+/// The table that [`Shape::make`] makes.
+pub(super) const ROWS: &str = "rows";
+
+/// Names that the work needs beside the data's own.
+const BASE: &str = "flow base id";
+const HASH: &str = "flow row hash";
+const REPEAT: &str = "flow repeat";
+
+/// What the params mean for columns that are known.
+pub(super) struct Shape<'a> {
+    params: &'a Params,
+    /// Name, type and the expression over `raw` that gives it.
+    columns: Vec<(String, String, String)>,
+    /// The column that identifies a row.
+    id: Option<String>,
+    require: Vec<String>,
+}
+
+/// What happened to the rows.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Report {
+    pub read: u64,
+    pub rows: u64,
+    /// By column: rows dropped because it is blank, and the first ids.
+    pub blank: Vec<(String, u64, Vec<String>)>,
+    /// Rows whose id another row has too.
+    pub repeated_ids: u64,
+    /// Rows left out by `limit`.
+    pub left_out: u64,
+    pub facts: Vec<(&'static str, u64)>,
+}
+
+impl<'a> Shape<'a> {
+    pub(super) fn new(params: &'a Params, raw: &Columns) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        for (new, old) in &params.columns {
+            let at = format!("columns.{new}");
+            if !has(raw, old) {
+                problems.push(no_column(
+                    &at,
+                    old,
+                    raw.iter().map(|column| column.0.as_str()),
+                ));
+            } else if !new.eq_ignore_ascii_case(old)
+                && has(raw, new)
+                && !params
+                    .columns
+                    .values()
+                    .any(|moved| moved.eq_ignore_ascii_case(new))
+            {
+                let message =
+                    format!("`{old}` cannot become `{new}`: the data has a column of that name");
+                problems.push(Problem {
+                    at,
+                    message,
+                    help: Some(format!(
+                        "give `{new}` another name too: `columns: {{ other: {new} }}`"
+                    )),
+                });
+            }
+        }
+        let name = |old: &String| {
+            params
+                .columns
+                .iter()
+                .find(|(_, renamed)| renamed.eq_ignore_ascii_case(old))
+                .map_or(old, |(new, _)| new)
+                .clone()
+        };
+        let named: Columns = raw
+            .iter()
+            .map(|(old, kind)| (name(old), kind.clone()))
+            .collect();
+        let names = || named.iter().map(|column| column.0.as_str());
+        let groups = [
+            ("limit_by", &params.limit_by),
+            ("keep_together", &params.keep_together),
+        ];
+        let listed = groups
+            .into_iter()
+            .chain(params.require.iter().map(|columns| ("require", columns)));
+        for (param, columns) in listed {
+            for (index, column) in columns
+                .iter()
+                .enumerate()
+                .filter(|(_, column)| !has(&named, column))
+            {
+                problems.push(no_column(&format!("{param}.{index}"), column, names()));
+            }
+        }
+        if let Some(id) = params.id.as_ref().filter(|id| !has(&named, id)) {
+            problems.push(no_column("id", id, names()));
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let id = params
+            .id
+            .clone()
+            .or_else(|| has(&named, "id").then(|| "id".to_owned()));
+        let expression = |old: &str, kind: &str| {
+            if kind == "VARCHAR" {
+                params.whitespace.expression(&quote(old))
+            } else {
+                quote(old)
+            }
+        };
+        let columns = raw
+            .iter()
+            .zip(&named)
+            .map(|((old, kind), (new, _))| (new.clone(), kind.clone(), expression(old, kind)));
+        let usual = ["question", "answer"]
+            .into_iter()
+            .filter(|name| has(&named, name))
+            .map(str::to_owned)
+            .collect();
+        Ok(Self {
+            params,
+            columns: columns.collect(),
+            id,
+            require: params.require.clone().unwrap_or(usual),
+        })
+    }
+
+    /// The columns of the result.
+    pub(super) fn columns(&self) -> Columns {
+        let others = self
+            .others()
+            .map(|(name, kind, _)| (name.clone(), kind.clone()));
+        std::iter::once(("id".to_owned(), "VARCHAR".to_owned()))
+            .chain(others)
+            .collect()
+    }
+
+    fn others(&self) -> impl Iterator<Item = &(String, String, String)> {
+        self.columns
+            .iter()
+            .filter(|column| !column.0.eq_ignore_ascii_case("id"))
+    }
+
+    /// Makes the table [`ROWS`] out of `raw`; `path` is for messages.
+    pub(super) fn make(
+        &self,
+        connection: &Connection,
+        path: &Path,
+        seed: u64,
+    ) -> Result<Report, OpError> {
+        self.number(connection)
+            .map_err(|error| super::readers::failure(path, &error))?;
+        let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, u64>(0));
+        let mut report = Report {
+            read: count("select count(*) from numbered")?,
+            ..Report::default()
+        };
+        let (ids, repeated) = (
+            "select count(distinct id) from numbered",
+            format!("select count(*) from numbered where {} > 1", quote(REPEAT)),
+        );
+        report.repeated_ids = count(&repeated)?;
+        if count(ids)? != report.read {
+            let message = format!(
+                "`{}` has ids such as `a` and `a#2` that cannot be told from numbered ones",
+                path.display()
+            );
+            return Err(OpError::with_help(message, "name another column as `id`"));
+        }
+        report.blank = self.blank(connection)?;
+        let filled: Vec<String> = self
+            .require
+            .iter()
+            .map(|column| format!("not {}", is_blank(column)))
+            .collect();
+        let filled = if filled.is_empty() {
+            "true".to_owned()
+        } else {
+            filled.join(" and ")
+        };
+        connection.execute_batch(&format!(
+            "create view kept as select * from numbered where {filled}"
+        ))?;
+        let drawn = match self.params.limit {
+            Limit::All => "true".to_owned(),
+            Limit::Rows(limit) => sample::draw(
+                connection,
+                limit,
+                &self.params.limit_by,
+                &self.params.keep_together,
+                seed,
+            )?,
+        };
+        let names: Vec<String> = self.columns().iter().map(|(name, _)| quote(name)).collect();
+        connection.execute_batch(&format!(
+            "create table {ROWS} as select {} from kept where {drawn}",
+            names.join(", ")
+        ))?;
+        report.rows = count(&format!("select count(*) from {ROWS}"))?;
+        report.left_out =
+            report.read - report.rows - report.blank.iter().map(|(_, count, _)| count).sum::<u64>();
+        if report.rows == 0 {
+            let help = if report.read == 0 {
+                "the data is empty"
+            } else {
+                "see `require` and `limit`"
+            };
+            return Err(OpError::with_help(
+                format!(
+                    "no rows are left of {} in `{}`",
+                    report.read,
+                    path.display()
+                ),
+                help,
+            ));
+        }
+        report.facts = self.facts(connection)?;
+        Ok(report)
+    }
+
+    /// `numbered`: the columns and a unique `id`. Rows of the same id are numbered by their content, so that neither
+    /// threads nor other rows decide which is which.
+    fn number(&self, connection: &Connection) -> duckdb::Result<()> {
+        let fields: Vec<String> = self
+            .columns
+            .iter()
+            .map(|(name, _, expression)| format!("{expression} as {}", quote(name)))
+            .collect();
+        // A missing value and an empty one differ, and no text can run over into the next.
+        let parts: Vec<String> = self
+            .columns
+            .iter()
+            .map(|(name, ..)| format!("coalesce(md5({}::varchar), '-')", quote(name)))
+            .collect();
+        let hash = format!("md5(concat({}))", parts.join(", "));
+        let base = match &self.id {
+            Some(id) => format!(
+                "coalesce(nullif(trim({}::varchar), ''), left({hash}, 16))",
+                quote(id)
+            ),
+            None => format!("left({hash}, 16)"),
+        };
+        let others: Vec<String> = self.others().map(|(name, ..)| quote(name)).collect();
+        let (base_name, hash_name, repeat) = (quote(BASE), quote(HASH), quote(REPEAT));
+        connection.execute_batch(&format!(
+            "create table numbered as
+            with named as (select {} from raw),
+            based as (select *, {base} as {base_name}, {hash} as {hash_name} from named),
+            repeated as (select *, row_number() over (partition by {base_name} order by {hash_name}) as {repeat} from based)
+            select {base_name} || case when {repeat} > 1 then '#' || {repeat} else '' end as id, {repeat}, {} from repeated",
+            fields.join(", "),
+            others.join(", "),
+        ))
+    }
+
+    fn blank(&self, connection: &Connection) -> duckdb::Result<Vec<(String, u64, Vec<String>)>> {
+        let mut found = Vec::new();
+        for (index, column) in self.require.iter().enumerate() {
+            let before: String = self.require[..index]
+                .iter()
+                .map(|column| format!(" and not {}", is_blank(column)))
+                .collect();
+            let condition = format!("{}{before}", is_blank(column));
+            let sql = format!("select count(*), string_agg(id, ', ' order by id) filter (place <= 3) from
+                (select id, row_number() over (order by id) as place from numbered where {condition})");
+            let (count, first): (u64, Option<String>) =
+                connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            if count > 0 {
+                found.push((
+                    column.clone(),
+                    count,
+                    first
+                        .unwrap_or_default()
+                        .split(", ")
+                        .map(str::to_owned)
+                        .collect(),
+                ));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Counts that tell datasets of questions and answers apart.
+    fn facts(&self, connection: &Connection) -> duckdb::Result<Vec<(&'static str, u64)>> {
+        let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, u64>(0));
+        let mut facts = Vec::new();
+        let columns = self.columns();
+        let has = |name: &str| has(&columns, name);
+        if has("question") && has("answer") {
+            let groups =
+                "from (select count(distinct answer) as answers from rows group by question)";
+            facts.push(("questions", count(&format!("select count(*) {groups}"))?));
+            facts.push((
+                "conflicting_questions",
+                count(&format!("select count(*) {groups} where answers > 1"))?,
+            ));
+            facts.push((
+                "exact_duplicates",
+                count("select count(*) - count(distinct (question, answer)) from rows")?,
+            ));
+        }
+        if has("question_type") {
+            facts.push((
+                "question_types",
+                count("select count(distinct question_type) from rows")?,
+            ));
+        }
+        Ok(facts)
+    }
+}
+
+impl Report {
+    /// What to say, a line each.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let rows = |count: u64| {
+            if count == 1 {
+                "1 row".to_owned()
+            } else {
+                format!("{count} rows")
+            }
+        };
+        let mut lines = vec![format!("{} of {} read", rows(self.rows), self.read)];
+        for (column, count, first) in &self.blank {
+            let more = if *count > first.len() as u64 {
+                " …"
+            } else {
+                ""
+            };
+            lines.push(format!(
+                "{} without `{column}` dropped: {}{more}",
+                rows(*count),
+                first.join(", ")
+            ));
+        }
+        if self.left_out > 0 {
+            lines.push(format!("{} left out by `limit`", rows(self.left_out)));
+        }
+        if self.repeated_ids > 0 {
+            lines.push(format!(
+                "{} with the id of another; it ends in `#2` and so on",
+                rows(self.repeated_ids)
+            ));
+        }
+        if !self.facts.is_empty() {
+            let facts: Vec<String> = self
+                .facts
+                .iter()
+                .map(|(name, count)| format!("{} {count}", name.replace('_', " ")))
+                .collect();
+            lines.push(facts.join(", "));
+        }
+        lines
+    }
+
+    pub(super) fn metrics(&self) -> Vec<(String, u64)> {
+        let mut metrics = vec![
+            ("rows".to_owned(), self.rows),
+            ("rows_read".to_owned(), self.read),
+            ("rows_left_out".to_owned(), self.left_out),
+        ];
+        metrics.extend(
+            self.blank
+                .iter()
+                .map(|(column, count, _)| (format!("rows_without_{column}"), *count)),
+        );
+        metrics.extend(
+            self.facts
+                .iter()
+                .map(|(name, count)| ((*name).to_owned(), *count)),
+        );
+        metrics
+    }
+}
+
+impl Whitespace {
+    fn expression(self, column: &str) -> String {
+        let trimmed = format!("trim({column}, E' \\t\\n\\r\u{a0}')");
+        match self {
+            Self::Keep => column.to_owned(),
+            Self::Trim => trimmed,
+            Self::Collapse => format!(
+                "regexp_replace(regexp_replace({trimmed}, '[ \\t\\r]*\\n\\s*', E'\\n', 'g'), '[ \\t\\r]+', ' ', 'g')"
+            ),
+        }
+    }
+}
+
+/// As DuckDB compares names.
+fn has(columns: &Columns, name: &str) -> bool {
+    columns
+        .iter()
+        .any(|column| column.0.eq_ignore_ascii_case(name))
+}
+
+fn is_blank(column: &str) -> String {
+    format!(
+        "(coalesce(trim({}::varchar, E' \\t\\n\\r'), '') = '')",
+        quote(column)
+    )
+}
+
+fn no_column<'a>(at: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Problem {
+    let guess =
+        suggest::closest(name, known.clone()).map(|known| format!("did you mean `{known}`? "));
+    Problem {
+        at: at.to_owned(),
+        message: format!("the data has no column `{name}`"),
+        help: Some(format!(
+            "{}the columns are {}",
+            guess.unwrap_or_default(),
+            suggest::list(known)
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,25 @@
+//! The record of runs in `runs/<id>/`: plain files, readable while a run is on and after a crash.
+//!
+//! [`Recorder`] listens to the engine's events and writes; the rest reads. A record that cannot be written never fails
+//! a run. Knows neither the cache nor the engine's inner workings.
+//!
+//! ```text
+//! runs/20261124-001835-3fa2/
+//! ├── run.json        who, when, how it ended
+//! ├── pipeline.yaml   the pipeline as it was
+//! ├── events.jsonl    everything that happened but progress; locked while the run lives
+//! ├── metrics.jsonl   points of curves
+//! └── logs/<node>.log
+//! ```
+
+mod find;
+mod head;
+mod recorder;
+mod view;
+mod why;
+
+pub use find::{FindError, find, list};
+pub use head::{Head, new_id};
+pub use recorder::{NewRun, Recorder, log_path};
+pub use view::{NodeView, OutputView, RunView, show};
+pub use why::{Why, why};

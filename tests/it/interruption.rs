@@ -1,0 +1,87 @@
+//! Ctrl-C, `kill -9`, and two runs at once.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::Project;
+
+/// A quick stage and one that waits for the file `go`.
+const WAITING: &str = "\
+stages:
+  quick: { uses: command, with: { run: 'echo 1 > $OUT/x' } }
+  slow: { uses: command, with: { run: 'touch ${FLAGS}/started; while [ ! -e ${FLAGS}/go ]; do sleep 0.05; done; echo 2 > $OUT/x' }, inputs: { q: quick } }
+";
+
+fn start(project: &Project) -> Child {
+    let mut command = project.command(&["run", "pipelines/p.yaml"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(|| project.path("flags/started").exists());
+    child
+}
+
+fn waiting() -> Project {
+    let project = Project::with_pipeline(WAITING);
+    std::fs::create_dir(project.path("flags")).unwrap();
+    let flags = project.path("flags").display().to_string();
+    project.variable("FLAGS", &flags)
+}
+
+#[track_caller]
+fn wait_for(mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(Instant::now() < deadline, "waited too long");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn ctrl_c_once_stops_and_the_next_run_goes_on() {
+    let project = waiting();
+    let child = start(&project);
+    signal(&child, "-INT");
+    let outcome = project.outcome(child.wait_with_output().unwrap()).code(130);
+    assert!(outcome.stderr.contains("the same command goes on from here"), "{}", outcome.stderr);
+    assert_eq!(project.latest()["state"], "interrupted");
+    std::fs::write(project.path("flags/go"), "").unwrap();
+    project.flow(&["plan", "pipelines/p.yaml"]).success();
+    project.run();
+    assert_eq!(project.ran(), ["slow"]);
+    assert_eq!(project.with_status("cached"), ["quick"]);
+}
+
+#[test]
+fn a_killed_run_is_shown_as_interrupted_and_resumed() {
+    let project = waiting();
+    let mut child = start(&project);
+    // Events reach the record within a fifth of a second.
+    wait_for(|| project.latest()["unfinished"][0] == "slow");
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    assert_eq!(project.latest()["state"], "interrupted");
+    assert_eq!(project.latest()["unfinished"][0], "slow");
+    std::fs::write(project.path("flags/go"), "").unwrap();
+    project.run();
+    assert_eq!(project.ran(), ["slow"]);
+}
+
+#[test]
+fn a_second_run_waits_and_says_for_whom() {
+    let project = waiting();
+    let first = start(&project);
+    assert_eq!(project.latest()["state"], "running");
+    let second = project.command(&["run", "pipelines/p.yaml"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    // Looking in does not wait.
+    project.flow(&["show"]).success();
+    std::thread::sleep(Duration::from_millis(300));
+    std::fs::write(project.path("flags/go"), "").unwrap();
+    project.outcome(first.wait_with_output().unwrap()).success();
+    let second = project.outcome(second.wait_with_output().unwrap()).success();
+    assert!(second.stderr.contains("is used by run "), "{}", second.stderr);
+    assert!(project.ran().is_empty());
+}

@@ -1,0 +1,5 @@
+//! What the tests share.
+
+mod project;
+
+pub use project::Project;
