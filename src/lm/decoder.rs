@@ -3,7 +3,7 @@
 
 use tch::{Device, Tensor};
 
-use super::linear::{Linear, LinearGroup};
+use super::linear::{Linear, Quantization};
 use super::rope::{Frequencies, RotaryTable};
 use super::weights::Weights;
 use super::{LmError, ModelConfig, Placement, attention};
@@ -52,11 +52,11 @@ pub struct Decoder {
 /// One transformer block: attention and gated MLP, each behind a norm and inside a residual.
 pub struct Layer {
     input_norm: RmsNorm,
-    qkv: LinearGroup,
+    qkv: Linear,
     qk_norm: Option<HeadNorm>,
     o: Linear,
     post_norm: RmsNorm,
-    gate_up: LinearGroup,
+    gate_up: Linear,
     down: Linear,
     heads: i64,
     kv_heads: i64,
@@ -72,7 +72,7 @@ impl Decoder {
         let shape = [config.vocab, config.hidden];
         let embedding = weights.tensor("model.embed_tokens.weight", &shape, placement)?;
         let head = match config.tied {
-            true => Linear::new(embedding.shallow_clone()),
+            true => Linear::new("lm_head", embedding.shallow_clone(), placement),
             false => Linear::load(weights, "lm_head", shape, placement)?,
         };
         let layers = (0..config.layers)
@@ -94,6 +94,24 @@ impl Decoder {
 
     pub fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// Rounds the linear layers of all blocks. The rounded weights are kept decoded, which is as fast as dense ones and
+    /// gives the same numbers, unless `packed` asks for the small form.
+    pub fn quantize(&mut self, quantization: Quantization, packed: bool) -> Result<(), LmError> {
+        for layer in &mut self.layers {
+            for linear in layer.linears_mut() {
+                linear.quantize(quantization)?;
+                if !packed {
+                    linear.unpack();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn layers_mut(&mut self) -> &mut [Layer] {
+        &mut self.layers
     }
 
     /// i64 [T] → [T, hidden].
@@ -134,6 +152,11 @@ impl Decoder {
         self.norm(&x)
     }
 
+    /// [vocab, hidden].
+    pub fn head_weight(&self) -> Tensor {
+        self.head.weight()
+    }
+
     /// The output head on chosen rows of [`Decoder::forward`]: [n, hidden] → [n, vocab].
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         self.head.forward(hidden)
@@ -161,23 +184,37 @@ impl Layer {
             |name: &str| RmsNorm::load(config, weights, &format!("{prefix}.{name}"), placement);
         Ok(Self {
             input_norm: norm("input_layernorm")?,
-            qkv: LinearGroup::new(vec![
+            qkv: Linear::fuse(vec![
                 linear("self_attn.q_proj", q_dim, hidden)?,
                 linear("self_attn.k_proj", kv_dim, hidden)?,
                 linear("self_attn.v_proj", kv_dim, hidden)?,
-            ]),
+            ])?,
             qk_norm: HeadNorm::load(config, weights, &prefix, placement)?,
             o: linear("self_attn.o_proj", hidden, q_dim)?,
             post_norm: norm("post_attention_layernorm")?,
-            gate_up: LinearGroup::new(vec![
+            gate_up: Linear::fuse(vec![
                 linear("mlp.gate_proj", config.intermediate, hidden)?,
                 linear("mlp.up_proj", config.intermediate, hidden)?,
-            ]),
+            ])?,
             down: linear("mlp.down_proj", hidden, config.intermediate)?,
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
         })
+    }
+
+    /// The linear layers, in the order of the computation.
+    pub fn linears(&self) -> [&Linear; 4] {
+        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+
+    pub fn linears_mut(&mut self) -> [&mut Linear; 4] {
+        [
+            &mut self.qkv,
+            &mut self.o,
+            &mut self.gate_up,
+            &mut self.down,
+        ]
     }
 
     /// [T, hidden] → [T, hidden]. `attend` is called once, as in [`Decoder::forward_with`].

@@ -14,6 +14,13 @@ pub enum LmError {
         source: std::io::Error,
     },
 
+    #[error("cannot write `{}`: {source}", path.display())]
+    #[diagnostic(help("check that the folder exists, is writable and has space"))]
+    Write {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+
     /// The bytes do not follow the format their name promises.
     #[error("`{}` is not a usable {format} file: {reason}", path.display())]
     #[diagnostic(help("the file is damaged or incomplete; fetch or convert it again"))]
@@ -74,6 +81,33 @@ pub enum LmError {
     #[diagnostic(help("give one or more answers that differ and are not empty"))]
     Choices(String),
 
+    #[error("cannot train: {0}")]
+    #[diagnostic(help("correct the settings or the data of the training"))]
+    Training(String),
+
+    #[error("checkpoint `{}` cannot be continued: {reason}", path.display())]
+    #[diagnostic(help("remove it to train from the start"))]
+    Checkpoint { path: PathBuf, reason: String },
+
+    /// The loss or the gradient is infinite or not a number.
+    #[error("step {step}: the {what} is {value} (rows {})", quoted(rows))]
+    #[diagnostic(help(
+        "lower the learning rate, or look at the rows; the last checkpoint is from before this step"
+    ))]
+    NonFinite {
+        step: u64,
+        what: &'static str,
+        value: f64,
+        rows: Vec<String>,
+    },
+
+    /// The caller asked to stop; what was done so far is saved.
+    #[error("cancelled")]
+    Cancelled,
+
+    #[error("adapter `{}`: {reason}", path.display())]
+    #[diagnostic(help("use an adapter that was trained from this model, or train it again"))]
+    Adapter { path: PathBuf, reason: String },
     #[error("the model's probabilities are not numbers")]
     #[diagnostic(help("the weights or an adapter are damaged; with `bf16`, try `f32`"))]
     NotANumber,
@@ -83,11 +117,39 @@ pub enum LmError {
     Torch(String),
 }
 
+/// The first few names in backticks.
+fn quoted(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut text: Vec<String> = names
+        .iter()
+        .take(SHOWN)
+        .map(|name| format!("`{name}`"))
+        .collect();
+    if names.len() > SHOWN {
+        text.push(format!("and {} more", names.len() - SHOWN));
+    }
+    text.join(", ")
+}
+
 impl LmError {
     pub fn read(path: &Path, source: std::io::Error) -> Self {
         Self::Read {
             path: path.to_owned(),
             source,
+        }
+    }
+
+    pub fn write(path: &Path, source: std::io::Error) -> Self {
+        Self::Write {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    pub fn adapter(path: &Path, reason: impl ToString) -> Self {
+        Self::Adapter {
+            path: path.to_owned(),
+            reason: reason.to_string(),
         }
     }
 

@@ -1,79 +1,221 @@
-//! Linear layers without bias, alone and in groups that share their input.
+//! Linear layers without bias: one or several over the same input, dense or quantised, with or without a LoRA update.
 
-use tch::Tensor;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
 
+use super::lora::LoraUpdate;
 use super::weights::{LinearWeight, Weights};
-use super::{LmError, Placement};
+use super::{Int8, LmError, Nf4, Placement};
 
-/// `y = x · weightᵀ`.
+/// How the weights of the linear layers are rounded. Embedding, head and norms always stay as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantization {
+    #[default]
+    None,
+    /// 4-bit NormalFloat with double quantisation: QLoRA's base.
+    Nf4,
+    /// 8-bit integers, scaled row by row.
+    Int8,
+}
+
+/// `y = x · weightᵀ`, plus the update of an adapter.
+///
+/// Layers over one input (q/k/v, gate/up) are fused into one whose outputs lie side by side, so that one GEMM serves
+/// them all; the parts keep their names.
 pub struct Linear {
-    /// [out, in], frozen.
-    weight: Tensor,
+    parts: Vec<Part>,
+    in_features: i64,
+    weight: Weight,
+    placement: Placement,
+    update: Option<LoraUpdate>,
+}
+
+struct Part {
+    /// Without `.weight`: `model.layers.0.self_attn.q_proj`.
+    name: String,
+    out: i64,
+}
+
+/// The frozen weight.
+enum Weight {
+    /// [out, in] in the kind of the layer.
+    Dense(Tensor),
+    /// One per part, decoded at each use.
+    Packed(Vec<Packed>),
+}
+
+enum Packed {
+    Nf4(Nf4),
+    Int8(Int8),
 }
 
 impl Linear {
-    pub fn new(weight: Tensor) -> Self {
-        Self { weight }
+    /// One layer over a weight [out, in].
+    pub fn new(name: &str, weight: Tensor, placement: Placement) -> Self {
+        let (out, in_features) = (weight.size()[0], weight.size()[1]);
+        let name = name.to_owned();
+        Self {
+            parts: vec![Part { name, out }],
+            in_features,
+            weight: Weight::Dense(weight),
+            placement,
+            update: None,
+        }
     }
 
-    /// Reads `{prefix}.weight` of shape [out, in].
+    /// Reads `{prefix}.weight` of shape [out, in]. A quantised weight stays packed.
     pub fn load(
         weights: &Weights,
         prefix: &str,
         shape: [i64; 2],
         placement: Placement,
     ) -> Result<Self, LmError> {
-        match weights.linear(prefix, shape, placement)? {
-            LinearWeight::Dense(weight) => Ok(Self::new(weight)),
-            LinearWeight::Nf4(_) => Err(LmError::unsupported(
-                weights.path(),
-                format!("NF4 weights (`{prefix}`)"),
-            )),
+        let parts = match weights.linear(prefix, shape, placement)? {
+            LinearWeight::Dense(weight) => return Ok(Self::new(prefix, weight, placement)),
+            LinearWeight::Nf4(parts) => parts,
+        };
+        let corrupt =
+            |reason| LmError::corrupt(weights.path(), "NF4", format!("`{prefix}`: {reason}"));
+        let nf4 = Nf4::from_parts(parts, placement.device).map_err(corrupt)?;
+        if nf4.shape() != shape {
+            return Err(LmError::Shape {
+                path: weights.path().to_owned(),
+                name: prefix.to_owned(),
+                expected: shape.to_vec(),
+                found: nf4.shape().to_vec(),
+            });
+        }
+        let name = prefix.to_owned();
+        Ok(Self {
+            parts: vec![Part {
+                name,
+                out: shape[0],
+            }],
+            in_features: shape[1],
+            weight: Weight::Packed(vec![Packed::Nf4(nf4)]),
+            placement,
+            update: None,
+        })
+    }
+
+    /// Lays layers over the same input side by side. They stay packed if they all are.
+    pub fn fuse(layers: Vec<Self>) -> Result<Self, LmError> {
+        let (placement, in_features) = (layers[0].placement, layers[0].in_features);
+        let all_packed = layers
+            .iter()
+            .all(|layer| matches!(layer.weight, Weight::Packed(_)));
+        let mut dense = Vec::new();
+        let mut packed = Vec::new();
+        let mut parts = Vec::new();
+        for layer in layers {
+            match layer.weight {
+                Weight::Packed(weight) if all_packed => packed.extend(weight),
+                _ => dense.push(layer.weight()),
+            }
+            parts.extend(layer.parts);
+        }
+        let weight = match all_packed {
+            true => Weight::Packed(packed),
+            false => Weight::Dense(Tensor::f_cat(&dense, 0)?),
+        };
+        Ok(Self {
+            parts,
+            in_features,
+            weight,
+            placement,
+            update: None,
+        })
+    }
+
+    /// [T, in] → [T, out], the parts in order along the last dimension.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let y = x.linear::<Tensor>(&self.weight(), None);
+        match &self.update {
+            None => y,
+            Some(update) => update.apply(y, x),
         }
     }
 
-    /// [T, in] → [T, out].
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear::<Tensor>(&self.weight, None)
+    /// [out, in] in the kind of the layer, without the adapter; decoded if it is packed.
+    pub fn weight(&self) -> Tensor {
+        match &self.weight {
+            Weight::Dense(weight) => weight.shallow_clone(),
+            Weight::Packed(parts) => {
+                let parts: Vec<Tensor> = parts
+                    .iter()
+                    .map(|part| part.decode(self.placement.kind))
+                    .collect();
+                match parts.len() {
+                    1 => parts[0].shallow_clone(),
+                    _ => Tensor::cat(&parts, 0),
+                }
+            }
+        }
     }
 
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
+    /// The names and output widths of the parts.
+    pub fn parts(&self) -> impl Iterator<Item = (&str, i64)> {
+        self.parts.iter().map(|part| (part.name.as_str(), part.out))
+    }
+
+    pub fn in_features(&self) -> i64 {
+        self.in_features
     }
 
     pub fn out_features(&self) -> i64 {
-        self.weight.size()[0]
+        self.parts.iter().map(|part| part.out).sum()
+    }
+
+    /// Rounds a dense weight; one that is packed already stays as it is. Each part is rounded by itself, as if it were
+    /// a layer of its own.
+    pub fn quantize(&mut self, quantization: Quantization) -> Result<(), LmError> {
+        let Weight::Dense(weight) = &self.weight else {
+            return Ok(());
+        };
+        let mut packed = Vec::new();
+        let mut row = 0;
+        for part in &self.parts {
+            let rows = weight.f_narrow(0, row, part.out)?;
+            row += part.out;
+            packed.push(match quantization {
+                Quantization::None => return Ok(()),
+                Quantization::Nf4 => Packed::Nf4(Nf4::encode(&rows, true)?),
+                Quantization::Int8 => Packed::Int8(Int8::encode(&rows)?),
+            });
+        }
+        self.weight = Weight::Packed(packed);
+        Ok(())
+    }
+
+    /// Keeps the decoded weight instead of the packed one: the same numbers for more memory and no decoding.
+    pub fn unpack(&mut self) {
+        self.weight = Weight::Dense(self.weight());
+    }
+
+    /// Replaces the update of an adapter.
+    pub fn set_update(&mut self, update: Option<LoraUpdate>) {
+        self.update = update;
+    }
+
+    pub fn update(&self) -> Option<&LoraUpdate> {
+        self.update.as_ref()
+    }
+
+    /// Adds the update into the weight, which becomes dense, and drops it.
+    pub fn merge(&mut self) {
+        if let Some(update) = self.update.take() {
+            let merged = tch::no_grad(|| update.merged(&self.weight()));
+            self.weight = Weight::Dense(merged.to_kind(self.placement.kind));
+        }
     }
 }
 
-/// Linear layers over one input (q/k/v, gate/up) whose outputs lie side by side, so that one GEMM serves them all.
-///
-/// Each part's weight is a view of rows of the fused one: an adapter may wrap a part without a second copy.
-pub struct LinearGroup {
-    /// [sum of out, in].
-    fused: Tensor,
-    parts: Vec<Linear>,
-}
-
-impl LinearGroup {
-    pub fn new(parts: Vec<Linear>) -> Self {
-        let weights: Vec<&Tensor> = parts.iter().map(Linear::weight).collect();
-        let fused = Tensor::cat(&weights, 0);
-        let sizes: Vec<i64> = parts.iter().map(Linear::out_features).collect();
-        let parts = fused
-            .split_with_sizes(sizes, 0)
-            .into_iter()
-            .map(Linear::new)
-            .collect();
-        Self { fused, parts }
-    }
-
-    /// [T, in] → [T, sum of out], the parts in order along the last dimension.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear::<Tensor>(&self.fused, None)
-    }
-
-    pub fn parts(&self) -> &[Linear] {
-        &self.parts
+impl Packed {
+    fn decode(&self, kind: Kind) -> Tensor {
+        match self {
+            Self::Nf4(nf4) => nf4.decode(kind),
+            Self::Int8(int8) => int8.decode(kind),
+        }
     }
 }

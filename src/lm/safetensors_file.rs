@@ -34,6 +34,15 @@ impl SafetensorsFile {
         self.metadata.tensors().into_keys()
     }
 
+    /// A text of the file's `__metadata__`.
+    pub(super) fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata
+            .metadata()
+            .as_ref()?
+            .get(key)
+            .map(String::as_str)
+    }
+
     /// The tensor on the CPU in its stored kind, copied out of the mapping.
     pub(super) fn tensor(&self, name: &str) -> Result<Tensor, LmError> {
         let (info, bytes) = self.view(name)?;

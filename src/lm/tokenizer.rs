@@ -1,6 +1,7 @@
 //! Text to token ids and back: byte-level BPE from a `tokenizer.json` or from the vocabulary inside a GGUF.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -178,6 +179,20 @@ impl Tokenizer {
             .encode_fast(text, false)
             .map_err(|error| self.error(error))?;
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+
+    /// Like [`Tokenizer::encode`], each token with the bytes of `text` that it stands for.
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(i64, Range<usize>)>, LmError> {
+        let encoding = self
+            .inner
+            .encode(text, false)
+            .map_err(|error| self.error(error))?;
+        let ids = encoding.get_ids().iter().map(|&id| i64::from(id));
+        let spans = encoding
+            .get_offsets()
+            .iter()
+            .map(|&(start, end)| start..end);
+        Ok(ids.zip(spans).collect())
     }
 
     /// The text of `ids` without special tokens. Bytes that form no character become U+FFFD.

@@ -2,9 +2,15 @@
 //! fixture letter. The fixtures lie in `$FLOW_FIXTURES`, else in `tests/fixtures`; every shape comes from them.
 
 mod a_logits;
+mod b_lora;
 mod bert;
+mod c2_adamw8bit;
+mod c_quantization;
 mod choose;
+mod d_invariance;
+mod d_training;
 mod f_generate;
+mod g2_labels;
 mod g_text;
 mod h_smollm2;
 
@@ -124,4 +130,16 @@ fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f64) {
         difference <= tolerance,
         "differs by {difference}, allowed {tolerance}"
     );
+}
+
+/// Bitwise equality of value, shape and kind.
+#[track_caller]
+fn assert_same(found: &Tensor, expected: &Tensor) {
+    assert_eq!(found.size(), expected.size());
+    assert_eq!(found.kind(), expected.kind());
+    let differing = found
+        .not_equal_tensor(expected)
+        .sum(Kind::Int64)
+        .int64_value(&[]);
+    assert_eq!(differing, 0, "of {} elements", found.numel());
 }

@@ -1,0 +1,565 @@
+//! Fine-tuning of an adapter on a frozen decoder.
+//!
+//! The gradient of a step is the sum of its token losses over its number of trained tokens, however it is cut into
+//! micro-batches. A run is a function of its configuration and data: stopped at any moment and started again with the
+//! same folder, it ends with the same bits (on a GPU, with deterministic kernels).
+
+use std::path::Path;
+use std::time::Instant;
+
+use tch::Tensor;
+
+use super::backward::{TrainBatch, accumulate_gradient, evaluate};
+use super::checkpoint::Checkpoint;
+use super::curve::{Best, CurveRow, best};
+use super::guard::guard;
+use super::loss::IGNORED;
+use super::train_plan::{StepPlan, TrainPlan, split};
+use super::{
+    AdamW, AdamWConfig, Adapter, Decoder, Example, LanguageModel, LearningRate, LmError,
+    LoraConfig, Optimizer, Recompute, StepReport, TrainConfig, TrainHooks, memory, seeds,
+};
+
+/// Tokens of one forward pass on a CPU: enough for full speed, few enough to keep what the backward pass needs.
+const CPU_TOKENS: u64 = 4096;
+/// Tokens of one forward pass of an evaluation on a GPU.
+const GPU_EVAL_TOKENS: u64 = 32_768;
+
+/// How a run ended.
+pub struct TrainReport {
+    /// The best adapter by validation loss; without validation the last one. It is installed in the decoder.
+    pub adapter: Adapter,
+    pub curve: Vec<CurveRow>,
+    pub best: Option<Best>,
+    pub stopped_early: bool,
+    /// The step after which an earlier process left off.
+    pub resumed_from: Option<u64>,
+}
+
+/// Trains an adapter for `model`. `folder` holds the checkpoint and nothing else; keep it until the adapter is saved.
+///
+/// # Errors
+/// [`LmError::Training`] for settings or data that cannot be trained, [`LmError::NonFinite`] when the loss is no number,
+/// [`LmError::Cancelled`] when the hooks ask for it, [`LmError::Checkpoint`] when `folder` belongs to another run.
+pub fn train(
+    model: &mut LanguageModel,
+    lora: &LoraConfig,
+    train: &[Example],
+    validation: &[Example],
+    config: &TrainConfig,
+    folder: &Path,
+    hooks: &mut dyn TrainHooks,
+) -> Result<TrainReport, LmError> {
+    let context = usize::try_from(model.config.context).unwrap_or(usize::MAX);
+    if let Some(long) = train
+        .iter()
+        .chain(validation)
+        .find(|example| example.ids.len() > context)
+    {
+        return Err(LmError::Context {
+            tokens: long.ids.len(),
+            limit: context,
+        });
+    }
+    if let Some(example) = train.first() {
+        let last = example.labels.iter().rfind(|&&label| label != IGNORED);
+        let token = model
+            .tokenizer
+            .decode_with_specials(last.map_or(&[], std::slice::from_ref))?;
+        hooks.log(&format!(
+            "the last trained token of the first example (`{}`) is {token:?}",
+            example.id
+        ));
+    }
+    train_decoder(
+        &mut model.decoder,
+        lora,
+        train,
+        validation,
+        config,
+        folder,
+        hooks,
+    )
+}
+
+/// [`train`] for a decoder alone.
+pub fn train_decoder(
+    decoder: &mut Decoder,
+    lora: &LoraConfig,
+    train: &[Example],
+    validation: &[Example],
+    config: &TrainConfig,
+    folder: &Path,
+    hooks: &mut dyn TrainHooks,
+) -> Result<TrainReport, LmError> {
+    let adapter = Adapter::new(
+        decoder,
+        lora,
+        config.min_8bit_size,
+        seeds::derive("lora", &[config.seed]),
+    )?;
+    guard(|| train_adapter(decoder, adapter, train, validation, config, folder, hooks))
+}
+
+/// [`train_decoder`] from given parameters.
+pub(super) fn train_adapter(
+    decoder: &mut Decoder,
+    adapter: Adapter,
+    train: &[Example],
+    validation: &[Example],
+    config: &TrainConfig,
+    folder: &Path,
+    hooks: &mut dyn TrainHooks,
+) -> Result<TrainReport, LmError> {
+    config.validate()?;
+    check_examples(decoder, train, validation)?;
+    let identity = identity(adapter.config(), train, validation, config);
+    let mut run = Run::new(adapter, train, validation, config, decoder);
+    let resumed_from = run.resume(folder, &identity)?;
+    if let Some(step) = resumed_from {
+        hooks.log(&format!(
+            "continuing after step {step} of {}",
+            run.plan.total()
+        ));
+    }
+    run.adapter.install(decoder, true)?;
+
+    loop {
+        let advanced = run.advance(decoder, hooks);
+        let finished = matches!(advanced, Ok(Progress::Finished));
+        let cancelled = matches!(advanced, Err(LmError::Cancelled));
+        if finished || cancelled || run.done().is_multiple_of(config.checkpoint_every) {
+            run.checkpoint().save(folder, &identity)?;
+        }
+        advanced?;
+        if finished {
+            break;
+        }
+    }
+    run.finish(decoder, resumed_from, hooks)
+}
+
+/// What [`Run::advance`] did.
+enum Progress {
+    Stepped,
+    Finished,
+}
+
+/// A run between two steps.
+struct Run<'a> {
+    config: &'a TrainConfig,
+    train: &'a [Example],
+    validation: &'a [Example],
+    plan: TrainPlan,
+    rate: LearningRate,
+    adapter: Adapter,
+    optimizer: AdamW,
+    best_values: Option<Tensor>,
+    /// One row per step done.
+    curve: Vec<CurveRow>,
+    /// The most tokens of one forward pass.
+    max_tokens: u64,
+    /// Bytes that graphs kept for the backward pass may take.
+    kept_bytes: u64,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        adapter: Adapter,
+        train: &'a [Example],
+        validation: &'a [Example],
+        config: &'a TrainConfig,
+        decoder: &Decoder,
+    ) -> Self {
+        let device = decoder.placement().device;
+        let plan = TrainPlan::new(train, config);
+        let total_steps = plan.total();
+        let parameters = adapter.parameters();
+        let eight_bit = match config.optimizer {
+            Optimizer::AdamW => 0,
+            Optimizer::AdamW8bit => parameters.large(),
+        };
+        let adamw = AdamWConfig {
+            weight_decay: config.weight_decay,
+            ..AdamWConfig::default()
+        };
+        let len = parameters.values().size()[0];
+        Self {
+            config,
+            train,
+            validation,
+            rate: LearningRate {
+                peak: config.learning_rate,
+                schedule: config.schedule,
+                warmup_steps: (config.warmup_ratio * total_steps as f64).ceil() as u64,
+                total_steps,
+            },
+            plan,
+            adapter,
+            optimizer: AdamW::new(adamw, len, eight_bit, device),
+            best_values: None,
+            curve: Vec::new(),
+            max_tokens: match decoder.placement().is_cpu() {
+                true => CPU_TOKENS,
+                false => u64::MAX,
+            },
+            kept_bytes: match config.recompute {
+                Recompute::None => u64::MAX,
+                Recompute::Full => 0,
+                Recompute::Auto => memory::available(device).unwrap_or(0) / 2,
+            },
+        }
+    }
+
+    /// Steps done.
+    fn done(&self) -> u64 {
+        self.curve.len() as u64
+    }
+
+    /// Takes over the checkpoint in `folder`, if there is one, and says after which step it was made.
+    fn resume(&mut self, folder: &Path, identity: &str) -> Result<Option<u64>, LmError> {
+        let Some(checkpoint) = Checkpoint::load(folder, identity)? else {
+            return Ok(None);
+        };
+        let parameters = self.adapter.parameters();
+        parameters.values().f_copy_(&checkpoint.values)?;
+        let device = parameters.values().device();
+        self.best_values = checkpoint.best.map(|best| best.to_device(device));
+        self.optimizer
+            .restore(checkpoint.curve.len() as u64, |name| {
+                let saved = checkpoint.optimizer.iter().find(|(saved, _)| saved == name);
+                let (_, tensor) = saved.ok_or_else(|| LmError::Checkpoint {
+                    path: folder.to_owned(),
+                    reason: format!("it has no `optimizer.{name}`"),
+                })?;
+                Ok(tensor.shallow_clone())
+            })?;
+        self.curve = checkpoint.curve;
+        self.max_tokens = checkpoint.max_tokens;
+        Ok(Some(self.done()))
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        let state = self.optimizer.state().into_iter();
+        Checkpoint {
+            values: self.adapter.parameters().values(),
+            best: self.best_values.as_ref().map(Tensor::shallow_clone),
+            optimizer: state
+                .map(|(name, tensor)| (name.to_owned(), tensor))
+                .collect(),
+            curve: self.curve.clone(),
+            max_tokens: self.max_tokens,
+        }
+    }
+
+    /// Does what is due: the evaluation of the last step, and the next step unless the run ends here. Stopped in the
+    /// middle of either it is as if that had not begun.
+    fn advance(
+        &mut self,
+        decoder: &mut Decoder,
+        hooks: &mut dyn TrainHooks,
+    ) -> Result<Progress, LmError> {
+        if self.evaluation_due() {
+            self.evaluate(decoder, hooks)?;
+        }
+        if self.done() == self.plan.total() || self.out_of_patience() {
+            return Ok(Progress::Finished);
+        }
+        self.step(decoder, hooks)?;
+        Ok(Progress::Stepped)
+    }
+
+    fn evaluation_due(&self) -> bool {
+        let step = self.done();
+        let due = step.is_multiple_of(self.config.eval_every) || step == self.plan.total();
+        let last = self.curve.last();
+        due && !self.validation.is_empty() && last.is_some_and(|row| row.eval_loss.is_none())
+    }
+
+    fn out_of_patience(&self) -> bool {
+        let patience = self.config.early_stopping_patience;
+        patience > 0 && best(&self.curve).is_some_and(|best| best.since >= patience)
+    }
+
+    fn evaluate(
+        &mut self,
+        decoder: &mut Decoder,
+        hooks: &mut dyn TrainHooks,
+    ) -> Result<(), LmError> {
+        self.adapter.install(decoder, false)?;
+        let loss = self.validation_loss(decoder, hooks);
+        self.adapter.install(decoder, true)?;
+        let (loss, step) = (loss?, self.done());
+        if let Some(row) = self.curve.last_mut() {
+            row.eval_loss = Some(loss);
+        }
+        if best(&self.curve).is_some_and(|best| best.step == step) {
+            self.best_values = Some(self.adapter.parameters().values().copy());
+        }
+        hooks.eval(step, loss);
+        Ok(())
+    }
+
+    /// The mean loss of a trained token over the validation examples.
+    fn validation_loss(
+        &self,
+        decoder: &Decoder,
+        hooks: &mut dyn TrainHooks,
+    ) -> Result<f64, LmError> {
+        let all: Vec<usize> = (0..self.validation.len()).collect();
+        let limit = self.max_tokens.min(GPU_EVAL_TOKENS);
+        let (mut sum, mut tokens) = (0.0, 0);
+        for part in split(&all, self.validation, limit) {
+            if hooks.cancelled() {
+                return Err(LmError::Cancelled);
+            }
+            let examples: Vec<&Example> =
+                part.iter().map(|&index| &self.validation[index]).collect();
+            let batch = TrainBatch::pack(&examples, decoder);
+            let loss = evaluate(decoder, &batch)?;
+            if !loss.is_finite() {
+                return Err(self.non_finite("validation loss", loss, &examples));
+            }
+            sum += loss;
+            tokens += batch.trained();
+        }
+        Ok(sum / tokens as f64)
+    }
+
+    fn step(&mut self, decoder: &mut Decoder, hooks: &mut dyn TrainHooks) -> Result<(), LmError> {
+        let step = self.done() + 1;
+        let start = Instant::now();
+        let (loss, trained) = loop {
+            match self.gradient(step, decoder, hooks) {
+                Err(error) if error.is_out_of_memory() && self.relieve(step) => {
+                    hooks.log(&format!(
+                        "step {step}: {error}; continuing with less at a time"
+                    ));
+                }
+                outcome => break outcome?,
+            }
+        };
+        let plan = self.plan.step(step);
+        let parameters = self.adapter.parameters();
+        let mut gradients = parameters.gradients();
+        let _ = gradients.f_div_scalar_(trained as f64)?;
+        let grad_norm = gradients.f_norm()?.double_value(&[]);
+        if !grad_norm.is_finite() {
+            let rows: Vec<&Example> = examples(plan, self.train).collect();
+            return Err(self.non_finite("norm of the gradient", grad_norm, &rows));
+        }
+        let clip = self.config.max_grad_norm / (grad_norm + 1e-6);
+        if clip < 1.0 {
+            let _ = gradients.f_mul_scalar_(clip)?;
+        }
+        let learning_rate = self.rate.at(step);
+        self.optimizer
+            .step(&mut parameters.values(), &gradients, learning_rate)?;
+        self.adapter.install(decoder, true)?;
+
+        let processed: usize = examples(plan, self.train)
+            .map(|example| example.ids.len())
+            .sum();
+        self.curve.push(CurveRow {
+            step,
+            epoch: plan.epoch,
+            loss: loss / trained as f64,
+            learning_rate,
+            grad_norm,
+            tokens: trained,
+            eval_loss: None,
+        });
+        hooks.step(&StepReport {
+            step,
+            total: self.plan.total(),
+            loss: loss / trained as f64,
+            learning_rate,
+            grad_norm,
+            tokens: trained,
+            tokens_per_second: processed as f64 / start.elapsed().as_secs_f64(),
+        });
+        Ok(())
+    }
+
+    /// Leaves the gradient of the summed token losses in the adapter; returns that sum and the trained tokens.
+    fn gradient(
+        &self,
+        step: u64,
+        decoder: &Decoder,
+        hooks: &mut dyn TrainHooks,
+    ) -> Result<(f64, u64), LmError> {
+        let _ = self.adapter.parameters().gradients().f_zero_()?;
+        let (mut sum, mut trained) = (0.0, 0);
+        let micro_batches = self.plan.step(step).micro_batches.iter();
+        let parts = micro_batches.flat_map(|batch| split(batch, self.train, self.max_tokens));
+        for (index, part) in parts.enumerate() {
+            if hooks.cancelled() {
+                return Err(LmError::Cancelled);
+            }
+            let examples: Vec<&Example> = part.iter().map(|&index| &self.train[index]).collect();
+            let batch = TrainBatch::pack(&examples, decoder);
+            let kept = self.kept_layers(decoder, batch.tokens());
+            let seed = seeds::derive("micro-batch", &[self.config.seed, step, index as u64]);
+            let loss = guard(|| accumulate_gradient(decoder, &self.adapter, &batch, seed, kept))?;
+            if !loss.is_finite() {
+                return Err(self.non_finite("loss", loss, &examples));
+            }
+            sum += loss;
+            trained += batch.trained() as u64;
+        }
+        Ok((sum, trained))
+    }
+
+    /// Layers whose graphs fit into memory.
+    fn kept_layers(&self, decoder: &Decoder, tokens: i64) -> usize {
+        let layers = decoder.layers();
+        let per_layer = graph_bytes(decoder) * tokens as u64;
+        usize::try_from(self.kept_bytes / per_layer.max(1))
+            .map_or(layers.len(), |kept| kept.min(layers.len()))
+    }
+
+    /// Asks for less memory: first by keeping fewer graphs, then by shorter forward passes. False where nothing is left
+    /// to give up.
+    fn relieve(&mut self, step: u64) -> bool {
+        let micro_batches = &self.plan.step(step).micro_batches;
+        let tokens = |part: &Vec<usize>| {
+            part.iter()
+                .map(|&index| self.train[index].ids.len() as u64)
+                .sum::<u64>()
+        };
+        let parts: Vec<Vec<usize>> = micro_batches
+            .iter()
+            .flat_map(|batch| split(batch, self.train, self.max_tokens))
+            .collect();
+        if self.config.recompute == Recompute::Auto && self.kept_bytes > 0 {
+            // Below this not even one layer of the longest part is kept.
+            const NOTHING: u64 = 64 << 20;
+            self.kept_bytes = if self.kept_bytes > NOTHING {
+                self.kept_bytes / 2
+            } else {
+                0
+            };
+            return true;
+        }
+        let longest = parts.iter().filter(|part| part.len() > 1).map(tokens).max();
+        match longest {
+            None => false,
+            Some(longest) => {
+                self.max_tokens = longest / 2;
+                true
+            }
+        }
+    }
+
+    fn non_finite(&self, what: &'static str, value: f64, rows: &[&Example]) -> LmError {
+        LmError::NonFinite {
+            step: self.done() + u64::from(what != "validation loss"),
+            what,
+            value,
+            rows: rows.iter().map(|example| example.id.clone()).collect(),
+        }
+    }
+
+    fn finish(
+        self,
+        decoder: &mut Decoder,
+        resumed_from: Option<u64>,
+        hooks: &mut dyn TrainHooks,
+    ) -> Result<TrainReport, LmError> {
+        let best = best(&self.curve);
+        match (&self.best_values, best) {
+            (Some(values), Some(best)) => {
+                self.adapter.parameters().values().f_copy_(values)?;
+                hooks.log(&format!(
+                    "kept the adapter of step {} (validation loss {:.4})",
+                    best.step, best.loss
+                ));
+            }
+            _ => hooks.log("no validation examples: kept the adapter of the last step"),
+        }
+        self.adapter.install(decoder, false)?;
+        Ok(TrainReport {
+            stopped_early: self.done() < self.plan.total(),
+            adapter: self.adapter,
+            curve: self.curve,
+            best,
+            resumed_from,
+        })
+    }
+}
+
+fn examples<'a>(plan: &StepPlan, all: &'a [Example]) -> impl Iterator<Item = &'a Example> {
+    plan.micro_batches
+        .concat()
+        .into_iter()
+        .map(|index| &all[index])
+}
+
+/// Bytes per token that the graph of one layer holds, roughly: each linear layer's input and output, what dropout and
+/// the gate add to them, and the norms.
+fn graph_bytes(decoder: &Decoder) -> u64 {
+    let element = decoder.placement().kind.elt_size_in_bytes() as i64;
+    let Some(layer) = decoder.layers().first() else {
+        return 0;
+    };
+    let linears: i64 = layer
+        .linears()
+        .iter()
+        .map(|linear| 2 * (linear.in_features() + linear.out_features()))
+        .sum();
+    let norms = 6 * layer.linears()[0].in_features();
+    (element * (linears + norms)) as u64
+}
+
+/// Everything the bits of a run follow from, but the base model, as a hash.
+fn identity(
+    lora: &LoraConfig,
+    train: &[Example],
+    validation: &[Example],
+    config: &TrainConfig,
+) -> String {
+    let settings = TrainConfig {
+        recompute: Recompute::Auto,
+        checkpoint_every: 1,
+        ..config.clone()
+    };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(serde_json::json!([lora, settings]).to_string().as_bytes());
+    for examples in [train, validation] {
+        hasher.update(&(examples.len() as u64).to_le_bytes());
+        for example in examples {
+            hasher.update(&(example.ids.len() as u64).to_le_bytes());
+            for number in example.ids.iter().chain(&example.labels) {
+                hasher.update(&number.to_le_bytes());
+            }
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+fn check_examples(
+    decoder: &Decoder,
+    train: &[Example],
+    validation: &[Example],
+) -> Result<(), LmError> {
+    if train.is_empty() {
+        return Err(LmError::Training(
+            "there is no example to train on".to_owned(),
+        ));
+    }
+    let vocabulary = decoder.head_weight().size()[0];
+    for example in train.iter().chain(validation) {
+        let fits = example.ids.iter().all(|id| (0..vocabulary).contains(id))
+            && example
+                .labels
+                .iter()
+                .all(|label| *label == IGNORED || (0..vocabulary).contains(label));
+        if !fits || example.trained() == 0 || example.ids.len() != example.labels.len() {
+            return Err(LmError::Training(format!(
+                "example `{}` cannot be trained on",
+                example.id
+            )));
+        }
+    }
+    Ok(())
+}
