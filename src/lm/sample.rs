@@ -94,7 +94,7 @@ impl SampleOptions {
             return scores;
         }
         if self.temperature != 1.0 {
-            scores = scores / self.temperature;
+            scores = &scores / self.temperature;
         }
         if self.top_k > 0 {
             scores = top_k(&scores, self.top_k);
