@@ -18,7 +18,7 @@ pub(super) fn open(path: Option<&Path>) -> duckdb::Result<Connection> {
     }
 }
 
-/// Runs `work` on a database in memory; whatever it makes is gone afterwards.
+/// Runs `work` on a database in memory, which must leave nothing behind in it.
 ///
 /// The kept one is not in a thread-local: it would be closed after the library's own thread-locals are gone, which
 /// corrupts memory.
@@ -27,9 +27,7 @@ pub(super) fn with<T>(work: impl FnOnce(&Connection) -> T) -> duckdb::Result<T> 
     let keeper = || KEPT.lock().unwrap_or_else(PoisonError::into_inner);
     let kept = keeper().take();
     let database = kept.map_or_else(|| open(None), Ok)?;
-    database.execute_batch("begin")?;
     let result = work(&database);
-    database.execute_batch("rollback")?;
     *keeper() = Some(database);
     Ok(result)
 }

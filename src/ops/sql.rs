@@ -156,8 +156,21 @@ impl<'a> Query<'a> {
         }
     }
 
-    /// The columns of the result; `None` where those of an input are not known. `database` is thrown away.
+    /// The columns of the result; `None` where those of an input are not known. `database` stays as it is.
     fn check(
+        &self,
+        database: &Connection,
+        inputs: &BTreeMap<String, Option<Columns>>,
+    ) -> Result<Option<Columns>, Problem> {
+        let failed = |error: duckdb::Error| self.problem(&error.to_string(), 0);
+        database.execute_batch("begin").map_err(failed)?;
+        let checked = self.prepare(database, inputs);
+        database.execute_batch("rollback").map_err(failed)?;
+        checked
+    }
+
+    /// Prepares the query on empty tables of the inputs, which stay in `database`.
+    fn prepare(
         &self,
         database: &Connection,
         inputs: &BTreeMap<String, Option<Columns>>,

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod commands;
+mod data;
 mod interruption;
 mod staleness;
 mod support;

@@ -1,0 +1,118 @@
+//! Data from outside as users see it: downloads, pinned content, files that cannot be read.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+
+use crate::support::Project;
+
+const ROWS: &str = "id,question,answer\n1,What?,This.\n2,Who?,Me.\n";
+
+/// Serves `body` for every request; gives the address.
+fn serve(body: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            lines.take_while(|line| !line.is_empty()).for_each(drop);
+            let length = body.len();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            let _ = stream.write_all(format!("{head}{body}").as_bytes());
+        }
+    });
+    address
+}
+
+fn pipeline(with: &str) -> String {
+    format!("name: data\nstages:\n  rows: {{ uses: source, with: {{ {with} }} }}\n")
+}
+
+fn messages(project: &Project, code: i32) -> String {
+    project.flow(&["run", "pipelines/p.yaml"]).code(code).messages()
+}
+
+/// The lines with which a failed run ends.
+fn failure(project: &Project) -> String {
+    let messages = messages(project, 1);
+    let lines = messages.lines().skip_while(|line| !line.starts_with("error:"));
+    lines.take_while(|line| !line.starts_with("failed in")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn data_is_downloaded_once_and_only_if_it_is_what_was_pinned() {
+    let address = serve(ROWS);
+    let digest = flow::digest::Digest::of(ROWS);
+    let of = |digest| pipeline(&format!("path: data/rows.csv, url: \"{address}/rows.csv\", digest: {digest}"));
+    let project = Project::with_pipeline(&of(flow::digest::Digest::of("another")));
+    let outcome = project.flow(&["run", "pipelines/p.yaml"]);
+    assert_ne!(outcome.code, 0);
+    assert!(outcome.stderr.contains(&format!("has the digest {digest}, not")), "{}", outcome.stderr);
+    project.write("pipelines/p.yaml", of(digest));
+    project.run();
+    assert_eq!(project.rows("rows").as_array().map(Vec::len), Some(2));
+    // The file is there now: no request is made, and what was made from it is kept.
+    project.flow(&["run", "pipelines/p.yaml", "--offline"]).success();
+    assert!(project.ran().is_empty());
+}
+
+#[test]
+fn files_that_cannot_be_read_are_refused_before_the_run() {
+    let project = Project::with_pipeline(&pipeline("path: rows.csv"));
+    project.write("rows.csv", b"id,question,answer\n1,caf\xe9,x\n");
+    insta::assert_snapshot!(messages(&project, 2), @r"
+     × `rows.csv` cannot be read: line 2: Invalid unicode (byte sequence mismatch) detected. This file is
+     │ not utf-8 encoded.
+      ╭─[pipelines/p.yaml:3:39]
+    2 │ stages:
+    3 │   rows: { uses: source, with: { path: rows.csv } }
+      ·                                       ────────
+      ╰────
+     help: correct the file, or its `format`
+    ");
+    project.write("rows.csv", "id,question,answer\n1,What?,x\n2,Who?\n");
+    insta::assert_snapshot!(messages(&project, 2), @r"
+     × `rows.csv` cannot be read: line 3: Expected Number of Columns: 3 Found: 2
+      ╭─[pipelines/p.yaml:3:39]
+    2 │ stages:
+    3 │   rows: { uses: source, with: { path: rows.csv } }
+      ·                                       ────────
+      ╰────
+     help: correct the file, or its `format`
+    ");
+    project.write("rows.csv", "");
+    insta::assert_snapshot!(messages(&project, 2), @r"
+     × `rows.csv` is empty
+      ╭─[pipelines/p.yaml:3:39]
+    2 │ stages:
+    3 │   rows: { uses: source, with: { path: rows.csv } }
+      ·                                       ────────
+      ╰────
+     help: give a file with rows
+    ");
+    project.write("pipelines/p.yaml", pipeline("path: rows.zip"));
+    project.write("rows.zip", b"PK\x03\x04 and then it breaks off");
+    insta::assert_snapshot!(messages(&project, 2), @"error: `rows` reads data by its param `path`: `rows.zip` is not a whole zip archive: invalid Zip archive: Could not find EOCD");
+}
+
+#[test]
+fn rows_without_a_question_are_dropped_and_named() {
+    let project = Project::with_pipeline(&pipeline("path: rows.csv"));
+    project.write("rows.csv", "id,question,answer\n1,What?,This.\n2, ,Me.\n3,,You.\n");
+    let outcome = project.run();
+    assert!(outcome.stderr.contains("2 rows without `question` dropped: 2, 3"), "{}", outcome.stderr);
+    project.write("rows.csv", "id,question,answer\n2, ,Me.\n");
+    insta::assert_snapshot!(failure(&project), @r"
+    error: `rows` failed: no rows are left of 1 in `rows.csv`
+      help: see `require` and `limit`
+    ");
+}
+
+#[test]
+fn broken_xml_is_named_with_file_and_line() {
+    let project = Project::with_pipeline(&pipeline("path: medquad, format: medquad"));
+    project.write("medquad/1_A_QA/1.xml", "<Document><QAPairs>\n<QAPair><Question qid=\"1-1\">What?</Answer>\n");
+    insta::assert_snapshot!(failure(&project), @r"
+    error: `rows` failed: `1_A_QA/1.xml` in `medquad`, line 2: ill-formed document: expected `</Question>`, but `</Answer>` was found
+      help: correct the file, or take it out
+    ");
+}
