@@ -24,10 +24,20 @@ const IDLE: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
 pub(super) enum Change {
-    Entry { seq: i64, entry: Arc<Entry>, manifest: String, records: Vec<Arc<Record>> },
+    Entry {
+        seq: i64,
+        entry: Arc<Entry>,
+        manifest: String,
+        records: Vec<Arc<Record>>,
+    },
     /// An artifact whose files have other times than recorded.
     Record(Arc<Record>),
-    Latest { seq: i64, pipeline: String, node: String, fingerprint: Fingerprint },
+    Latest {
+        seq: i64,
+        pipeline: String,
+        node: String,
+        fingerprint: Fingerprint,
+    },
 }
 
 enum Message {
@@ -54,14 +64,30 @@ impl Committer {
     pub(super) fn start(database: Arc<Database>, layout: Layout) -> Result<Self, CacheError> {
         let (queue, inbox) = mpsc::channel();
         let failed = Arc::default();
-        let mut worker = Worker { database, layout, pending: Vec::new(), failed: Arc::clone(&failed) };
-        let thread = std::thread::Builder::new().name("committer".to_owned()).spawn(move || worker.work(&inbox))?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), failed })
+        let mut worker = Worker {
+            database,
+            layout,
+            pending: Vec::new(),
+            failed: Arc::clone(&failed),
+        };
+        let thread = std::thread::Builder::new()
+            .name("committer".to_owned())
+            .spawn(move || worker.work(&inbox))?;
+        Ok(Self {
+            queue: Some(queue),
+            thread: Some(thread),
+            failed,
+        })
     }
 
     /// Hands a change over; fails where an earlier group could not be committed.
     pub(super) fn submit(&self, change: Change) -> Result<(), CacheError> {
-        if self.failed.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+        if self
+            .failed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
+        {
             return self.flush();
         }
         self.send(Message::Change(Box::new(change)))
@@ -75,12 +101,17 @@ impl Committer {
     }
 
     fn send(&self, message: Message) -> Result<(), CacheError> {
-        self.queue.as_ref().and_then(|queue| queue.send(message).ok()).ok_or_else(gone)
+        self.queue
+            .as_ref()
+            .and_then(|queue| queue.send(message).ok())
+            .ok_or_else(gone)
     }
 }
 
 fn gone() -> CacheError {
-    CacheError::Io(std::io::Error::other("the thread that commits results has ended"))
+    CacheError::Io(std::io::Error::other(
+        "the thread that commits results has ended",
+    ))
 }
 
 impl Drop for Committer {
@@ -164,7 +195,8 @@ impl Worker {
         let connection = self.database.connection()?;
         let full = |error| CacheError::database(error, self.database.path());
         connection.execute_batch("begin").map_err(full)?;
-        let written = insert(&connection, &self.pending).and_then(|()| Ok(connection.execute_batch("commit").map_err(full)?));
+        let written = insert(&connection, &self.pending)
+            .and_then(|()| Ok(connection.execute_batch("commit").map_err(full)?));
         if written.is_err() {
             // The first error is the one to report.
             let _ = connection.execute_batch("rollback");
@@ -179,7 +211,12 @@ fn insert(connection: &Connection, changes: &[Change]) -> Result<(), CacheError>
     let mut latest = connection.appender("latest")?;
     for change in changes {
         match change {
-            Change::Entry { seq, entry, manifest, records: new } => {
+            Change::Entry {
+                seq,
+                entry,
+                manifest,
+                records: new,
+            } => {
                 records.extend(new);
                 entries.append_row(params![
                     seq,
@@ -198,7 +235,12 @@ fn insert(connection: &Connection, changes: &[Change]) -> Result<(), CacheError>
                 delete_records(connection, &[record.artifact.digest])?;
                 records.push(record);
             }
-            Change::Latest { seq, pipeline, node, fingerprint } => {
+            Change::Latest {
+                seq,
+                pipeline,
+                node,
+                fingerprint,
+            } => {
                 latest.append_row(params![seq, pipeline, node, fingerprint.to_string()])?;
             }
         }
@@ -209,7 +251,11 @@ fn insert(connection: &Connection, changes: &[Change]) -> Result<(), CacheError>
     for record in records {
         artifacts.append_row(params![
             record.artifact.digest.to_string(),
-            if record.artifact.kind == ArtifactKind::Table { "table" } else { "files" },
+            if record.artifact.kind == ArtifactKind::Table {
+                "table"
+            } else {
+                "files"
+            },
             record.artifact.rows,
             record.artifact.bytes,
             record.ordered,
@@ -225,16 +271,25 @@ pub(super) fn insert_record(connection: &Connection, record: &Record) -> Result<
     insert(connection, &[Change::Record(Arc::new(record.clone()))])
 }
 
-pub(super) fn delete_records(connection: &Connection, digests: &[Digest]) -> Result<(), CacheError> {
+pub(super) fn delete_records(
+    connection: &Connection,
+    digests: &[Digest],
+) -> Result<(), CacheError> {
     for digest in digests {
-        connection.execute("delete from artifacts where digest = ?", [digest.to_string()])?;
+        connection.execute(
+            "delete from artifacts where digest = ?",
+            [digest.to_string()],
+        )?;
     }
     Ok(())
 }
 
 /// Drops the table of an artifact in the caller's transaction.
 pub(super) fn drop_table(connection: &Connection, digest: &Digest) -> Result<(), CacheError> {
-    Ok(connection.execute_batch(&format!("drop table if exists {}", sql::quote(&sql::table_name(digest))))?)
+    Ok(connection.execute_batch(&format!(
+        "drop table if exists {}",
+        sql::quote(&sql::table_name(digest))
+    ))?)
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, CacheError> {
@@ -242,5 +297,7 @@ fn json(value: &impl serde::Serialize) -> Result<String, CacheError> {
 }
 
 pub(super) fn now() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%S.%3fZ")
+        .to_string()
 }

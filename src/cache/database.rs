@@ -43,7 +43,11 @@ pub(super) struct Lease<'a> {
 
 impl Database {
     pub(super) fn new(path: PathBuf, writable: bool) -> Self {
-        Self { path, writable, state: Mutex::default() }
+        Self {
+            path,
+            writable,
+            state: Mutex::default(),
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -65,23 +69,34 @@ impl Database {
         let connection = connection.map_err(|error| CacheError::database(error, &self.path))?;
         state.users += 1;
         state.idle_since = None;
-        Ok(Lease { connection: Some(connection), database: self })
+        Ok(Lease {
+            connection: Some(connection),
+            database: self,
+        })
     }
 
     /// Opens the file; where another process has it open, tries again for some seconds.
     fn open(&self) -> Result<Connection, CacheError> {
         let start = Instant::now();
         loop {
-            let opened = self.try_open().map_err(|error| CacheError::database(error, &self.path));
+            let opened = self
+                .try_open()
+                .map_err(|error| CacheError::database(error, &self.path));
             match opened {
-                Err(CacheError::Busy { .. }) if start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(25)),
+                Err(CacheError::Busy { .. }) if start.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(25))
+                }
                 other => return other,
             }
         }
     }
 
     fn try_open(&self) -> duckdb::Result<Connection> {
-        let mode = if self.writable { AccessMode::ReadWrite } else { AccessMode::ReadOnly };
+        let mode = if self.writable {
+            AccessMode::ReadWrite
+        } else {
+            AccessMode::ReadOnly
+        };
         // Nothing is ever fetched or loaded behind the user's back.
         let config = Config::default()
             .access_mode(mode)?
@@ -97,7 +112,11 @@ impl Database {
     /// Closes the file if nobody has used it for `idle`.
     pub(super) fn close_if_idle(&self, idle: Duration) {
         let mut state = self.state();
-        if state.users == 0 && state.idle_since.is_some_and(|since| since.elapsed() >= idle) {
+        if state.users == 0
+            && state
+                .idle_since
+                .is_some_and(|since| since.elapsed() >= idle)
+        {
             state.root = None;
             state.idle_since = None;
         }

@@ -11,7 +11,11 @@ pub enum CacheError {
     #[error("`{}` is damaged: {message}", .path.display())]
     Damaged { path: PathBuf, message: String },
     #[error("the cache `{}` has layout {found}; this flow knows layouts up to {known}", .path.display())]
-    NewerLayout { path: PathBuf, found: String, known: u32 },
+    NewerLayout {
+        path: PathBuf,
+        found: String,
+        known: u32,
+    },
     #[error("`{}` is in use by another process: {message}", .path.display())]
     Busy { path: PathBuf, message: String },
     /// A query that does not parse, bind or run.
@@ -53,7 +57,11 @@ impl CacheError {
 
     /// The same error about a file whose full path is known.
     pub(super) fn at(mut self, full: &Path) -> Self {
-        if let Self::DiskFull { path, .. } | Self::Damaged { path, .. } | Self::NewerLayout { path, .. } | Self::Busy { path, .. } = &mut self {
+        if let Self::DiskFull { path, .. }
+        | Self::Damaged { path, .. }
+        | Self::NewerLayout { path, .. }
+        | Self::Busy { path, .. } = &mut self
+        {
             *path = full.to_path_buf();
         }
         self
@@ -65,13 +73,37 @@ impl CacheError {
         let path = path.to_path_buf();
         let has = |needles: &[&str]| needles.iter().any(|needle| message.contains(needle));
         if has(&["No space left", "Disk quota exceeded"]) {
-            Self::DiskFull { path, message: first_line(&message) }
+            Self::DiskFull {
+                path,
+                message: first_line(&message),
+            }
         } else if has(&["Could not set lock on file", "Conflicting lock"]) {
-            Self::Busy { path, message: first_line(&message) }
-        } else if has(&["newer version of DuckDB", "version number"]) && has(&["storage", "version"]) {
-            Self::NewerLayout { path, found: first_line(&message), known: super::layout::LAYOUT }
-        } else if has(&["not a valid DuckDB database", "Corrupt", "corrupt", "checksum", "Failed to deserialize", "Could not read enough bytes", "end of file", "Failure while replaying WAL"]) {
-            Self::Damaged { path, message: first_line(&message) }
+            Self::Busy {
+                path,
+                message: first_line(&message),
+            }
+        } else if has(&["newer version of DuckDB", "version number"])
+            && has(&["storage", "version"])
+        {
+            Self::NewerLayout {
+                path,
+                found: first_line(&message),
+                known: super::layout::LAYOUT,
+            }
+        } else if has(&[
+            "not a valid DuckDB database",
+            "Corrupt",
+            "corrupt",
+            "checksum",
+            "Failed to deserialize",
+            "Could not read enough bytes",
+            "end of file",
+            "Failure while replaying WAL",
+        ]) {
+            Self::Damaged {
+                path,
+                message: first_line(&message),
+            }
         } else {
             Self::Database(error)
         }
@@ -81,9 +113,10 @@ impl CacheError {
 impl From<std::io::Error> for CacheError {
     fn from(error: std::io::Error) -> Self {
         match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Self::DiskFull { path: PathBuf::from("cache"), message: error.to_string() }
-            }
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::DiskFull {
+                path: PathBuf::from("cache"),
+                message: error.to_string(),
+            },
             _ => Self::Io(error),
         }
     }
@@ -96,5 +129,10 @@ impl From<duckdb::Error> for CacheError {
 }
 
 pub(super) fn first_line(message: &str) -> String {
-    message.lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
+    message
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim_end_matches('.')
+        .to_owned()
 }

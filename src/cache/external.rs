@@ -59,8 +59,16 @@ struct Memory {
 impl StatIndex {
     /// Reads a saved index; one that cannot be read is an empty one, as it only saves time.
     pub fn load(path: &Path) -> Self {
-        let files = fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        Self { known: Mutex::new(Memory { files, changed: false }) }
+        let files = fs::read(path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
+        Self {
+            known: Mutex::new(Memory {
+                files,
+                changed: false,
+            }),
+        }
     }
 
     /// Writes the index, if there is news in it.
@@ -84,20 +92,33 @@ impl StatIndex {
         match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => self.folder(&path),
             Ok(_) => self.file(&path),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(ExternalError::Missing(path)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(ExternalError::Missing(path))
+            }
             Err(error) => Err(unreadable(&path, error)),
         }
     }
 
     fn file(&self, path: &Path) -> Result<Digest, ExternalError> {
         let mut before = stat(path)?;
-        if let Some(known) = self.memory().files.get(path).filter(|known| known.stat == before) {
+        if let Some(known) = self
+            .memory()
+            .files
+            .get(path)
+            .filter(|known| known.stat == before)
+        {
             return Ok(known.digest);
         }
         for _ in 0..3 {
             let start = now();
-            let archive = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("zip"));
-            let digest = if archive { archive_digest(path)? } else { file_digest(path).map_err(|error| unreadable(path, error))? };
+            let archive = path
+                .extension()
+                .is_some_and(|extension| extension.eq_ignore_ascii_case("zip"));
+            let digest = if archive {
+                archive_digest(path)?
+            } else {
+                file_digest(path).map_err(|error| unreadable(path, error))?
+            };
             let after = stat(path)?;
             if after != before {
                 before = after;
@@ -105,7 +126,13 @@ impl StatIndex {
             }
             if settled(&after, start) {
                 let mut memory = self.memory();
-                memory.files.insert(path.to_path_buf(), Known { stat: after, digest });
+                memory.files.insert(
+                    path.to_path_buf(),
+                    Known {
+                        stat: after,
+                        digest,
+                    },
+                );
                 memory.changed = true;
             }
             return Ok(digest);
@@ -119,7 +146,10 @@ impl StatIndex {
         let mut above = Vec::new();
         list(root, String::new(), &mut above, &mut files)?;
         files.sort();
-        let digests: Vec<Digest> = files.par_iter().map(|(_, path)| self.file(path)).collect::<Result<_, _>>()?;
+        let digests: Vec<Digest> = files
+            .par_iter()
+            .map(|(_, path)| self.file(path))
+            .collect::<Result<_, _>>()?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"flow folder 1");
         for ((name, _), digest) in files.iter().zip(digests) {
@@ -129,16 +159,25 @@ impl StatIndex {
     }
 }
 
-fn list(folder: &Path, prefix: String, above: &mut Vec<PathBuf>, files: &mut Vec<(String, PathBuf)>) -> Result<(), ExternalError> {
+fn list(
+    folder: &Path,
+    prefix: String,
+    above: &mut Vec<PathBuf>,
+    files: &mut Vec<(String, PathBuf)>,
+) -> Result<(), ExternalError> {
     let real = fs::canonicalize(folder).map_err(|error| unreadable(folder, error))?;
     if above.contains(&real) {
-        return Err(ExternalError::Unreadable { path: folder.to_path_buf(), message: "the link leads to a folder that it is in".to_owned() });
+        return Err(ExternalError::Unreadable {
+            path: folder.to_path_buf(),
+            message: "the link leads to a folder that it is in".to_owned(),
+        });
     }
     above.push(real);
     for item in fs::read_dir(folder).map_err(|error| unreadable(folder, error))? {
         let item = item.map_err(|error| unreadable(folder, error))?;
         let name = format!("{prefix}{}", item.file_name().to_string_lossy());
-        let metadata = std::fs::metadata(item.path()).map_err(|error| unreadable(&item.path(), error))?;
+        let metadata =
+            std::fs::metadata(item.path()).map_err(|error| unreadable(&item.path(), error))?;
         if metadata.is_dir() {
             list(&item.path(), format!("{name}/"), above, files)?;
         } else {
@@ -158,32 +197,53 @@ fn member(hasher: &mut blake3::Hasher, name: &str, digest: &Digest) {
 /// The digest of a zip archive: names and contents of its files in order of name, so that compression, times and the
 /// order in the container do not matter. A single folder at the top (as code hosts put in) is left out of the names.
 pub fn archive_digest(path: &Path) -> Result<Digest, ExternalError> {
-    let broken = |error: &dyn std::fmt::Display| ExternalError::Archive { path: path.to_path_buf(), message: error.to_string() };
+    let broken = |error: &dyn std::fmt::Display| ExternalError::Archive {
+        path: path.to_path_buf(),
+        message: error.to_string(),
+    };
     let bytes = fs::read(path).map_err(|error| unreadable(path, error))?;
-    let archive = zip::ZipArchive::new(std::io::Cursor::new(&bytes[..])).map_err(|error| broken(&error))?;
+    let archive =
+        zip::ZipArchive::new(std::io::Cursor::new(&bytes[..])).map_err(|error| broken(&error))?;
     let mut members: Vec<(String, usize)> = Vec::new();
     let mut names = archive.clone();
     for index in 0..names.len() {
         let file = names.by_index_raw(index).map_err(|error| broken(&error))?;
         if !file.is_dir() {
-            members.push((file.name().map_err(|error| broken(&error))?.into_owned(), index));
+            members.push((
+                file.name().map_err(|error| broken(&error))?.into_owned(),
+                index,
+            ));
         }
     }
-    let top = members.first().and_then(|(name, _)| name.split_once('/')).map(|(top, _)| format!("{top}/"));
-    if let Some(top) = top.filter(|top| members.iter().all(|(name, _)| name.starts_with(top.as_str()))) {
+    let top = members
+        .first()
+        .and_then(|(name, _)| name.split_once('/'))
+        .map(|(top, _)| format!("{top}/"));
+    if let Some(top) = top.filter(|top| {
+        members
+            .iter()
+            .all(|(name, _)| name.starts_with(top.as_str()))
+    }) {
         for (name, _) in &mut members {
             name.drain(..top.len());
         }
     }
     members.sort();
-    let content = |archive: &mut zip::ZipArchive<_>, index: usize| -> Result<Digest, ExternalError> {
-        let mut file = archive.by_index(index).map_err(|error| broken(&error))?;
-        let mut content = Vec::new();
-        file.read_to_end(&mut content).map_err(|error| broken(&error))?;
-        Ok(Digest::of(content))
-    };
-    let digests: Result<Vec<Digest>, ExternalError> =
-        members.par_iter().map_init(|| archive.clone(), |archive, (_, index)| content(archive, *index)).collect();
+    let content =
+        |archive: &mut zip::ZipArchive<_>, index: usize| -> Result<Digest, ExternalError> {
+            let mut file = archive.by_index(index).map_err(|error| broken(&error))?;
+            let mut content = Vec::new();
+            file.read_to_end(&mut content)
+                .map_err(|error| broken(&error))?;
+            Ok(Digest::of(content))
+        };
+    let digests: Result<Vec<Digest>, ExternalError> = members
+        .par_iter()
+        .map_init(
+            || archive.clone(),
+            |archive, (_, index)| content(archive, *index),
+        )
+        .collect();
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"flow archive 1");
     for ((name, _), digest) in members.iter().zip(digests?) {
@@ -193,23 +253,43 @@ pub fn archive_digest(path: &Path) -> Result<Digest, ExternalError> {
 }
 
 fn unreadable(path: &Path, error: std::io::Error) -> ExternalError {
-    ExternalError::Unreadable { path: path.to_path_buf(), message: error.to_string() }
+    ExternalError::Unreadable {
+        path: path.to_path_buf(),
+        message: error.to_string(),
+    }
 }
 
 fn stat(path: &Path) -> Result<Stat, ExternalError> {
     let metadata = std::fs::metadata(path).map_err(|error| unreadable(path, error))?;
-    let ctime = metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
-    Ok(Stat { size: metadata.len(), mtime: mtime(&metadata), ctime, inode: metadata.ino(), device: metadata.dev() })
+    let ctime = metadata
+        .ctime()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(metadata.ctime_nsec());
+    Ok(Stat {
+        size: metadata.len(),
+        mtime: mtime(&metadata),
+        ctime,
+        inode: metadata.ino(),
+        device: metadata.dev(),
+    })
 }
 
 fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+        })
 }
 
 /// Whether a later change would surely show in the times: file systems with whole seconds need longer.
 fn settled(stat: &Stat, hashed: i64) -> bool {
     let last = stat.mtime.max(stat.ctime);
-    let grain = if last % 1_000_000_000 == 0 { 2_000_000_000 } else { 50_000_000 };
+    let grain = if last % 1_000_000_000 == 0 {
+        2_000_000_000
+    } else {
+        50_000_000
+    };
     last.saturating_add(grain) < hashed
 }
 
@@ -224,7 +304,12 @@ mod tests {
     fn archive(path: &Path, members: &[(&str, &str)], method: zip::CompressionMethod) {
         let mut writer = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
         for (name, text) in members {
-            writer.start_file(*name, SimpleFileOptions::default().compression_method(method)).unwrap();
+            writer
+                .start_file(
+                    *name,
+                    SimpleFileOptions::default().compression_method(method),
+                )
+                .unwrap();
             writer.write_all(text.as_bytes()).unwrap();
         }
         writer.finish().unwrap();
@@ -234,16 +319,31 @@ mod tests {
     fn archives_are_what_is_in_them() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        archive(&path("a.zip"), &[("a.xml", "1"), ("b/c.xml", "2")], zip::CompressionMethod::Deflated);
-        archive(&path("b.zip"), &[("top-1/b/c.xml", "2"), ("top-1/a.xml", "1")], zip::CompressionMethod::Stored);
-        archive(&path("c.zip"), &[("a.xml", "1"), ("b/c.xml", "3")], zip::CompressionMethod::Stored);
+        archive(
+            &path("a.zip"),
+            &[("a.xml", "1"), ("b/c.xml", "2")],
+            zip::CompressionMethod::Deflated,
+        );
+        archive(
+            &path("b.zip"),
+            &[("top-1/b/c.xml", "2"), ("top-1/a.xml", "1")],
+            zip::CompressionMethod::Stored,
+        );
+        archive(
+            &path("c.zip"),
+            &[("a.xml", "1"), ("b/c.xml", "3")],
+            zip::CompressionMethod::Stored,
+        );
         let stats = StatIndex::default();
         let digest = |name: &str| stats.digest(&path(name)).unwrap();
         assert_eq!(digest("a.zip"), digest("b.zip"));
         assert_ne!(digest("a.zip"), digest("c.zip"));
         let whole = std::fs::read(path("a.zip")).unwrap();
         std::fs::write(path("cut.zip"), &whole[..whole.len() - 10]).unwrap();
-        assert!(matches!(stats.digest(&path("cut.zip")), Err(ExternalError::Archive { .. })));
+        assert!(matches!(
+            stats.digest(&path("cut.zip")),
+            Err(ExternalError::Archive { .. })
+        ));
     }
 
     #[test]
@@ -264,7 +364,10 @@ mod tests {
         std::fs::rename(folder.path().join("two/a"), folder.path().join("two/z")).unwrap();
         assert_ne!(digest("one").unwrap(), digest("two").unwrap());
         std::os::unix::fs::symlink("..", folder.path().join("two/b/up")).unwrap();
-        assert!(matches!(digest("two"), Err(ExternalError::Unreadable { .. })));
+        assert!(matches!(
+            digest("two"),
+            Err(ExternalError::Unreadable { .. })
+        ));
         assert!(matches!(digest("three"), Err(ExternalError::Missing(_))));
     }
 

@@ -96,21 +96,53 @@ impl Index {
     }
 
     /// Notes the fingerprint a node has now; says whether that is news.
-    pub(super) fn set_latest(&mut self, pipeline: &str, node: &str, fingerprint: Fingerprint) -> bool {
+    pub(super) fn set_latest(
+        &mut self,
+        pipeline: &str,
+        node: &str,
+        fingerprint: Fingerprint,
+    ) -> bool {
         let nodes = self.latest.entry(pipeline.to_owned()).or_default();
         nodes.insert(node.to_owned(), fingerprint) != Some(fingerprint)
     }
 
     pub(super) fn contents(&self) -> Contents {
-        let entries = self.entries.values().map(|entry| (**entry).clone()).collect();
-        let records = self.records.values().map(|record| (**record).clone()).collect();
-        Contents { entries, records, latest: self.latest.clone(), next: self.next }
+        let entries = self
+            .entries
+            .values()
+            .map(|entry| (**entry).clone())
+            .collect();
+        let records = self
+            .records
+            .values()
+            .map(|record| (**record).clone())
+            .collect();
+        Contents {
+            entries,
+            records,
+            latest: self.latest.clone(),
+            next: self.next,
+        }
     }
 
     pub(super) fn from_contents(contents: Contents) -> Self {
-        let entries = contents.entries.into_iter().map(|entry| (entry.fingerprint, Arc::new(entry))).collect();
-        let records = contents.records.into_iter().map(|record| (record.artifact.digest, Arc::new(record))).collect();
-        Self { entries, records, latest: contents.latest, next: contents.next, ..Self::default() }
+        let entries = contents
+            .entries
+            .into_iter()
+            .map(|entry| (entry.fingerprint, Arc::new(entry)))
+            .collect();
+        let records = contents
+            .records
+            .into_iter()
+            .map(|record| (record.artifact.digest, Arc::new(record)))
+            .collect();
+        Self {
+            entries,
+            records,
+            latest: contents.latest,
+            next: contents.next,
+            ..Self::default()
+        }
     }
 
     /// Reads everything; a table artifact whose table is gone is left out.
@@ -124,17 +156,31 @@ impl Index {
         if !tables.contains("entries") {
             return Ok(index);
         }
-        let mut statement = connection.prepare("select digest, kind, row_count, bytes, ordered, files from artifacts")?;
+        let mut statement = connection
+            .prepare("select digest, kind, row_count, bytes, ordered, files from artifacts")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let digest: Digest = parse("artifacts.digest", row.get_ref(0)?.as_str())?;
-            let kind = if row.get_ref(1)?.as_str() == Ok("table") { ArtifactKind::Table } else { ArtifactKind::Files };
+            let kind = if row.get_ref(1)?.as_str() == Ok("table") {
+                ArtifactKind::Table
+            } else {
+                ArtifactKind::Files
+            };
             if kind == ArtifactKind::Table && !tables.contains(&sql::table_name(&digest)) {
                 continue;
             }
-            let artifact = Artifact { kind, digest, rows: row.get(2)?, bytes: row.get(3)? };
+            let artifact = Artifact {
+                kind,
+                digest,
+                rows: row.get(2)?,
+                bytes: row.get(3)?,
+            };
             let files = json("artifacts.files", row.get_ref(5)?.as_str())?;
-            index.add_record(Record { artifact, ordered: row.get(4)?, files });
+            index.add_record(Record {
+                artifact,
+                ordered: row.get(4)?,
+                files,
+            });
         }
         let sql = "select fingerprint, pipeline, node, op, outputs, metrics, seconds, created, seq from entries order by seq";
         let mut statement = connection.prepare(sql)?;
@@ -167,16 +213,25 @@ impl Index {
     }
 }
 
-fn parse(what: &str, text: Result<&str, duckdb::types::FromSqlError>) -> Result<Digest, CacheError> {
+fn parse(
+    what: &str,
+    text: Result<&str, duckdb::types::FromSqlError>,
+) -> Result<Digest, CacheError> {
     let text = text.map_err(|error| broken(what, error))?;
     text.parse().map_err(|error| broken(what, error))
 }
 
-fn json<T: serde::de::DeserializeOwned>(what: &str, text: Result<&str, duckdb::types::FromSqlError>) -> Result<T, CacheError> {
+fn json<T: serde::de::DeserializeOwned>(
+    what: &str,
+    text: Result<&str, duckdb::types::FromSqlError>,
+) -> Result<T, CacheError> {
     let text = text.map_err(|error| broken(what, error))?;
     serde_json::from_str(text).map_err(|error| broken(what, error))
 }
 
 fn broken(what: &str, error: impl std::fmt::Display) -> CacheError {
-    CacheError::Damaged { path: "flow.duckdb".into(), message: format!("`{what}`: {error}") }
+    CacheError::Damaged {
+        path: "flow.duckdb".into(),
+        message: format!("`{what}`: {error}"),
+    }
 }

@@ -30,7 +30,9 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) fn new(root: &Path) -> Self {
-        Self { root: root.to_path_buf() }
+        Self {
+            root: root.to_path_buf(),
+        }
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -83,8 +85,15 @@ impl Layout {
         };
         match text.trim().parse::<u32>() {
             Ok(found) if found <= LAYOUT => Ok(true),
-            Ok(found) => Err(CacheError::NewerLayout { path: self.root.clone(), found: found.to_string(), known: LAYOUT }),
-            Err(_) => Err(CacheError::Damaged { path, message: format!("`{}` is not a layout version", text.trim()) }),
+            Ok(found) => Err(CacheError::NewerLayout {
+                path: self.root.clone(),
+                found: found.to_string(),
+                known: LAYOUT,
+            }),
+            Err(_) => Err(CacheError::Damaged {
+                path,
+                message: format!("`{}` is not a layout version", text.trim()),
+            }),
         }
     }
 
@@ -107,7 +116,8 @@ impl Layout {
     pub(super) fn scratch(&self) -> PathBuf {
         use std::sync::atomic::{AtomicU64, Ordering};
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        self.tmp().join(NEXT.fetch_add(1, Ordering::Relaxed).to_string())
+        self.tmp()
+            .join(NEXT.fetch_add(1, Ordering::Relaxed).to_string())
     }
 }
 

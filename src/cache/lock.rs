@@ -23,14 +23,28 @@ pub struct Holder {
 
 impl Holder {
     pub fn new(run: &str) -> Self {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
-        Self { pid: std::process::id(), host, run: run.to_owned(), since: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string() }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        Self {
+            pid: std::process::id(),
+            host,
+            run: run.to_owned(),
+            since: jiff::Timestamp::now()
+                .strftime("%Y-%m-%dT%H:%M:%SZ")
+                .to_string(),
+        }
     }
 }
 
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "run {} (process {} on {}, since {})", self.run, self.pid, self.host, self.since)
+        write!(
+            f,
+            "run {} (process {} on {}, since {})",
+            self.run, self.pid, self.host, self.since
+        )
     }
 }
 
@@ -43,10 +57,19 @@ pub struct RunLock {
 impl RunLock {
     /// Waits for the lock. `waiting` is called about ten times a second with the present holder (`None` where its name
     /// cannot be read) and gives up by returning `false`.
-    pub fn acquire(cache: &Path, me: &Holder, mut waiting: impl FnMut(Option<&Holder>) -> bool) -> Result<Self, CacheError> {
+    pub fn acquire(
+        cache: &Path,
+        me: &Holder,
+        mut waiting: impl FnMut(Option<&Holder>) -> bool,
+    ) -> Result<Self, CacheError> {
         fs_err::create_dir_all(cache)?;
         let path = Layout::new(cache).lock();
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)?;
         loop {
             match file.try_lock() {
                 Ok(()) => break,
@@ -61,7 +84,11 @@ impl RunLock {
         }
         file.set_len(0)?;
         file.rewind()?;
-        file.write_all(serde_json::to_string(me).map_err(std::io::Error::from)?.as_bytes())?;
+        file.write_all(
+            serde_json::to_string(me)
+                .map_err(std::io::Error::from)?
+                .as_bytes(),
+        )?;
         Ok(Self { _file: file })
     }
 }

@@ -57,7 +57,12 @@ pub struct Verified {
 impl Cache {
     pub fn size(&self) -> Result<Size, CacheError> {
         let index = self.index();
-        let count = |kind| index.records().filter(|record| record.artifact.kind == kind).count();
+        let count = |kind| {
+            index
+                .records()
+                .filter(|record| record.artifact.kind == kind)
+                .count()
+        };
         let mut size = Size {
             entries: index.entries().count(),
             tables: count(ArtifactKind::Table),
@@ -69,7 +74,8 @@ impl Cache {
         drop(index);
         if self.database.path().exists() {
             let connection = self.database.connection()?;
-            size.verdicts = connection.query_row("select count(*) from verdicts", [], |row| row.get(0))?;
+            size.verdicts =
+                connection.query_row("select count(*) from verdicts", [], |row| row.get(0))?;
             size.database_bytes = fs::metadata(self.database.path())?.len();
         }
         Ok(size)
@@ -79,16 +85,35 @@ impl Cache {
     ///
     /// `keep` is ordered, the dearest first; with `max_bytes` it is cut off where the artifacts would exceed them.
     /// Verdicts stay: they are small and cost the most to make.
-    pub fn gc(&self, keep: &[Fingerprint], max_bytes: Option<u64>) -> Result<Collected, CacheError> {
+    pub fn gc(
+        &self,
+        keep: &[Fingerprint],
+        max_bytes: Option<u64>,
+    ) -> Result<Collected, CacheError> {
         let before = bytes_in(self.folder())?;
         let (entries, live) = self.cut(keep, max_bytes);
-        let dead_entries: Vec<Fingerprint> =
-            self.index().entries().map(|entry| entry.fingerprint).filter(|fingerprint| !entries.contains(fingerprint)).collect();
-        let dead_records: Vec<_> = self.index().records().filter(|record| !live.contains(&record.artifact.digest)).cloned().collect();
-        let mut collected = Collected { entries: dead_entries.len(), ..Collected::default() };
+        let dead_entries: Vec<Fingerprint> = self
+            .index()
+            .entries()
+            .map(|entry| entry.fingerprint)
+            .filter(|fingerprint| !entries.contains(fingerprint))
+            .collect();
+        let dead_records: Vec<_> = self
+            .index()
+            .records()
+            .filter(|record| !live.contains(&record.artifact.digest))
+            .cloned()
+            .collect();
+        let mut collected = Collected {
+            entries: dead_entries.len(),
+            ..Collected::default()
+        };
         if !dead_entries.is_empty() || !dead_records.is_empty() {
             let connection = self.database.connection()?;
-            let dead: Vec<Digest> = dead_records.iter().map(|record| record.artifact.digest).collect();
+            let dead: Vec<Digest> = dead_records
+                .iter()
+                .map(|record| record.artifact.digest)
+                .collect();
             self.forget(&connection, &dead_entries, &dead)?;
             for record in &dead_records {
                 match record.artifact.kind {
@@ -99,14 +124,19 @@ impl Cache {
         }
         for folder in fs::read_dir(self.layout.objects())? {
             let folder = folder?;
-            let digest = folder.file_name().to_str().and_then(|name| name.parse::<Digest>().ok());
+            let digest = folder
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<Digest>().ok());
             if digest.is_none_or(|digest| !live.contains(&digest)) {
                 remove(&folder.path())?;
             }
         }
         for folder in fs::read_dir(self.layout.partials())? {
             let folder = folder?;
-            let age = SystemTime::now().duration_since(newest(&folder.path())?).unwrap_or_default();
+            let age = SystemTime::now()
+                .duration_since(newest(&folder.path())?)
+                .unwrap_or_default();
             if age > SCRATCH_LIFE {
                 remove(&folder.path())?;
             }
@@ -118,10 +148,17 @@ impl Cache {
     }
 
     /// Which entries fit into `max_bytes`, and the digests they name.
-    fn cut(&self, keep: &[Fingerprint], max_bytes: Option<u64>) -> (HashSet<Fingerprint>, HashSet<Digest>) {
+    fn cut(
+        &self,
+        keep: &[Fingerprint],
+        max_bytes: Option<u64>,
+    ) -> (HashSet<Fingerprint>, HashSet<Digest>) {
         let index = self.index();
         let (mut entries, mut live, mut total) = (HashSet::new(), HashSet::new(), 0u64);
-        for entry in keep.iter().filter_map(|fingerprint| index.entry(fingerprint)) {
+        for entry in keep
+            .iter()
+            .filter_map(|fingerprint| index.entry(fingerprint))
+        {
             let new: HashMap<Digest, u64> = entry
                 .outputs
                 .values()
@@ -139,12 +176,23 @@ impl Cache {
     }
 
     /// Takes entries and artifacts out of database and memory in one transaction; files are left to the caller.
-    fn forget(&self, connection: &Connection, entries: &[Fingerprint], artifacts: &[Digest]) -> Result<(), CacheError> {
+    fn forget(
+        &self,
+        connection: &Connection,
+        entries: &[Fingerprint],
+        artifacts: &[Digest],
+    ) -> Result<(), CacheError> {
         connection.execute_batch("begin")?;
         let work = || -> Result<(), CacheError> {
             for fingerprint in entries {
-                connection.execute("delete from entries where fingerprint = ?", [fingerprint.to_string()])?;
-                connection.execute("delete from latest where fingerprint = ?", [fingerprint.to_string()])?;
+                connection.execute(
+                    "delete from entries where fingerprint = ?",
+                    [fingerprint.to_string()],
+                )?;
+                connection.execute(
+                    "delete from latest where fingerprint = ?",
+                    [fingerprint.to_string()],
+                )?;
             }
             committer::delete_records(connection, artifacts)?;
             for digest in artifacts {
@@ -199,14 +247,18 @@ impl Cache {
     /// Hashes every artifact again; what is damaged is dropped, so that its nodes run again.
     pub fn verify(&self) -> Result<Verified, CacheError> {
         let records: Vec<_> = self.index().records().cloned().collect();
-        let mut verified = Verified { artifacts: records.len(), damaged: Vec::new() };
+        let mut verified = Verified {
+            artifacts: records.len(),
+            damaged: Vec::new(),
+        };
         for record in records {
             let artifact = &record.artifact;
             let found = match artifact.kind {
                 ArtifactKind::Table => {
                     let connection = self.database.connection()?;
                     let table = sql::quote(&sql::table_name(&artifact.digest));
-                    tables::table_digest(&connection, &table, record.ordered).map(|(digest, _, _)| digest)
+                    tables::table_digest(&connection, &table, record.ordered)
+                        .map(|(digest, _, _)| digest)
                 }
                 ArtifactKind::Files => objects::rehash(&self.layout.object(&artifact.digest)),
             };
@@ -218,16 +270,30 @@ impl Cache {
             let uses: Vec<_> = self
                 .index()
                 .entries()
-                .filter(|entry| entry.outputs.values().any(|output| output.digest == artifact.digest))
+                .filter(|entry| {
+                    entry
+                        .outputs
+                        .values()
+                        .any(|output| output.digest == artifact.digest)
+                })
                 .cloned()
                 .collect();
             let fingerprints: Vec<_> = uses.iter().map(|entry| entry.fingerprint).collect();
-            self.forget(&*self.database.connection()?, &fingerprints, &[artifact.digest])?;
+            self.forget(
+                &*self.database.connection()?,
+                &fingerprints,
+                &[artifact.digest],
+            )?;
             if artifact.kind == ArtifactKind::Files {
                 remove(&self.layout.object(&artifact.digest))?;
             }
             let nodes = uses.iter().map(|entry| entry.node.clone()).collect();
-            verified.damaged.push(Damage { digest: artifact.digest, kind: artifact.kind, nodes, problem });
+            verified.damaged.push(Damage {
+                digest: artifact.digest,
+                kind: artifact.kind,
+                nodes,
+                problem,
+            });
         }
         self.flush()?;
         Ok(verified)

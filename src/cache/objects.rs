@@ -58,10 +58,18 @@ impl Cache {
         }
         let digest = tree_digest(&files);
         let bytes = files.iter().map(|file| file.size).sum();
-        let artifact = Artifact { kind: ArtifactKind::Files, digest, rows: None, bytes };
+        let artifact = Artifact {
+            kind: ArtifactKind::Files,
+            digest,
+            rows: None,
+            bytes,
+        };
         let target = self.layout.object(&digest);
         // One at a time: two nodes may give the same tree at once.
-        let _one = self.adopting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _one = self
+            .adopting
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if fs::symlink_metadata(&target).is_ok() {
             match check(&target, &files)? {
                 Integrity::Damaged(_) => {
@@ -80,7 +88,11 @@ impl Cache {
             self.take(folder, &target)?;
         }
         let mut index = self.index();
-        index.add_record(Record { artifact: artifact.clone(), ordered: false, files });
+        index.add_record(Record {
+            artifact: artifact.clone(),
+            ordered: false,
+            files,
+        });
         index.unsaved.insert(digest);
         Ok(artifact)
     }
@@ -128,8 +140,14 @@ fn scan(folder: &Path) -> Result<Vec<FileRecord>, CacheError> {
         for item in fs::read_dir(&folder_now)? {
             let item = item?;
             empty = false;
-            let refuse = |message: &str| CacheError::Files { path: item.path(), message: message.to_owned() };
-            let name = item.file_name().into_string().map_err(|_| refuse("has a name that is not UTF-8"))?;
+            let refuse = |message: &str| CacheError::Files {
+                path: item.path(),
+                message: message.to_owned(),
+            };
+            let name = item
+                .file_name()
+                .into_string()
+                .map_err(|_| refuse("has a name that is not UTF-8"))?;
             let path = format!("{prefix}{name}");
             let metadata = item.metadata()?;
             let (size, mtime) = (metadata.len(), mtime(&metadata));
@@ -139,7 +157,10 @@ fn scan(folder: &Path) -> Result<Vec<FileRecord>, CacheError> {
             } else if metadata.is_symlink() {
                 let target = fs::read_link(item.path())?;
                 if !stays_inside(&prefix, &target) || !item.path().exists() {
-                    return Err(refuse(&format!("is a link to `{}`, which is not in the folder", target.display())));
+                    return Err(refuse(&format!(
+                        "is a link to `{}`, which is not in the folder",
+                        target.display()
+                    )));
                 }
                 FileKind::Link
             } else if !metadata.is_file() {
@@ -149,11 +170,23 @@ fn scan(folder: &Path) -> Result<Vec<FileRecord>, CacheError> {
             } else {
                 FileKind::File
             };
-            files.push(FileRecord { path, kind, size, mtime, digest: Digest::of("") });
+            files.push(FileRecord {
+                path,
+                kind,
+                size,
+                mtime,
+                digest: Digest::of(""),
+            });
         }
         if empty && !prefix.is_empty() {
             let path = prefix.trim_end_matches('/').to_owned();
-            files.push(FileRecord { path, kind: FileKind::Folder, size: 0, mtime: 0, digest: Digest::of("") });
+            files.push(FileRecord {
+                path,
+                kind: FileKind::Folder,
+                size: 0,
+                mtime: 0,
+                digest: Digest::of(""),
+            });
         }
     }
     files.sort_by(|left, right| left.path.cmp(&right.path));
@@ -175,7 +208,10 @@ fn stays_inside(prefix: &str, target: &Path) -> bool {
 }
 
 pub(super) fn mtime(metadata: &std::fs::Metadata) -> i64 {
-    metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())
+    metadata
+        .mtime()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(metadata.mtime_nsec())
 }
 
 fn hash(folder: &Path, files: &mut [FileRecord]) -> Result<(), CacheError> {
@@ -189,7 +225,11 @@ fn hash(folder: &Path, files: &mut [FileRecord]) -> Result<(), CacheError> {
         Ok(())
     };
     // Handing one small file to another thread costs more than hashing it.
-    if files.len() < 4 { files.iter_mut().try_for_each(one) } else { files.par_iter_mut().try_for_each(one) }
+    if files.len() < 4 {
+        files.iter_mut().try_for_each(one)
+    } else {
+        files.par_iter_mut().try_for_each(one)
+    }
 }
 
 /// BLAKE3 of a file's content.
@@ -227,7 +267,10 @@ fn protect(folder: &Path, file: &FileRecord) -> std::io::Result<()> {
         FileKind::Executable => 0o555,
         FileKind::Link | FileKind::Folder => return Ok(()),
     };
-    fs::set_permissions(folder.join(&file.path), std::fs::Permissions::from_mode(mode))
+    fs::set_permissions(
+        folder.join(&file.path),
+        std::fs::Permissions::from_mode(mode),
+    )
 }
 
 /// Compares a stored tree with its record: by sizes and times, by content where these differ.
@@ -241,9 +284,14 @@ pub(super) fn check(folder: &Path, recorded: &[FileRecord]) -> Result<Integrity,
         Err(error) => return Err(error),
     };
     let same_names = present.len() == recorded.len()
-        && present.iter().zip(recorded).all(|(now, then)| now.path == then.path && now.kind == then.kind);
+        && present
+            .iter()
+            .zip(recorded)
+            .all(|(now, then)| now.path == then.path && now.kind == then.kind);
     if !same_names {
-        return Ok(Integrity::Damaged("has other files than it was stored with".to_owned()));
+        return Ok(Integrity::Damaged(
+            "has other files than it was stored with".to_owned(),
+        ));
     }
     let mut touched = false;
     for (now, then) in present.iter_mut().zip(recorded) {
@@ -254,10 +302,17 @@ pub(super) fn check(folder: &Path, recorded: &[FileRecord]) -> Result<Integrity,
             now.digest = then.digest;
         }
         if now.digest != then.digest {
-            return Ok(Integrity::Damaged(format!("`{}` has changed since it was stored", now.path)));
+            return Ok(Integrity::Damaged(format!(
+                "`{}` has changed since it was stored",
+                now.path
+            )));
         }
     }
-    Ok(if touched { Integrity::Touched(present) } else { Integrity::Intact })
+    Ok(if touched {
+        Integrity::Touched(present)
+    } else {
+        Integrity::Intact
+    })
 }
 
 /// The digest of a tree as it is now, whatever was recorded.

@@ -39,7 +39,11 @@ impl Sum {
             hasher.update(&position.to_le_bytes());
         }
         let hash = hasher.finalize();
-        for (lane, bytes) in self.lanes.iter_mut().zip(hash.as_bytes().as_chunks::<8>().0) {
+        for (lane, bytes) in self
+            .lanes
+            .iter_mut()
+            .zip(hash.as_bytes().as_chunks::<8>().0)
+        {
             *lane = lane.wrapping_add(u64::from_le_bytes(*bytes));
         }
         self.rows += 1;
@@ -73,7 +77,11 @@ pub(super) fn digest(
         total = total.add(hashed?);
     }
     let mut hasher = blake3::Hasher::new();
-    hasher.update(if ordered { b"flow table ordered 1" } else { b"flow table bag 1\0\0\0\0" });
+    hasher.update(if ordered {
+        b"flow table ordered 1"
+    } else {
+        b"flow table bag 1\0\0\0\0"
+    });
     for (name, kind) in columns {
         for text in [name, kind] {
             hasher.update(&(text.len() as u64).to_le_bytes());
@@ -89,11 +97,26 @@ pub(super) fn digest(
 
 fn batch_sum(batch: &RecordBatch, start: Option<u64>) -> Result<Sum, CacheError> {
     let unsupported = |error: arrow::error::ArrowError| {
-        let types: Vec<_> = batch.schema().fields().iter().map(|field| format!("{}: {}", field.name(), field.data_type())).collect();
-        CacheError::Query(format!("a column has a type that tables cannot keep ({error}; columns {}); cast it", types.join(", ")))
+        let types: Vec<_> = batch
+            .schema()
+            .fields()
+            .iter()
+            .map(|field| format!("{}: {}", field.name(), field.data_type()))
+            .collect();
+        CacheError::Query(format!(
+            "a column has a type that tables cannot keep ({error}; columns {}); cast it",
+            types.join(", ")
+        ))
     };
-    let fields = batch.schema().fields().iter().map(|field| SortField::new(field.data_type().clone())).collect();
-    let rows = RowConverter::new(fields).and_then(|converter| converter.convert_columns(batch.columns())).map_err(unsupported)?;
+    let fields = batch
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| SortField::new(field.data_type().clone()))
+        .collect();
+    let rows = RowConverter::new(fields)
+        .and_then(|converter| converter.convert_columns(batch.columns()))
+        .map_err(unsupported)?;
     let mut sum = Sum::default();
     for (offset, row) in rows.iter().enumerate() {
         sum.add_row(row.as_ref(), start.map(|start| start + offset as u64));
@@ -112,18 +135,30 @@ mod tests {
     fn table(rows: &[(&str, i64)]) -> RecordBatch {
         let names: StringArray = rows.iter().map(|(name, _)| Some(*name)).collect();
         let numbers: Int64Array = rows.iter().map(|(_, number)| Some(*number)).collect();
-        RecordBatch::try_from_iter([("name", Arc::new(names) as _), ("number", Arc::new(numbers) as _)]).unwrap()
+        RecordBatch::try_from_iter([
+            ("name", Arc::new(names) as _),
+            ("number", Arc::new(numbers) as _),
+        ])
+        .unwrap()
     }
 
     fn of(batches: &[RecordBatch], ordered: bool) -> Digest {
-        let columns = [("name".to_owned(), "VARCHAR".to_owned()), ("number".to_owned(), "BIGINT".to_owned())];
-        digest(&columns, ordered, batches.iter().cloned()).unwrap().0
+        let columns = [
+            ("name".to_owned(), "VARCHAR".to_owned()),
+            ("number".to_owned(), "BIGINT".to_owned()),
+        ];
+        digest(&columns, ordered, batches.iter().cloned())
+            .unwrap()
+            .0
     }
 
     #[test]
     fn a_bag_forgets_order_and_batches_but_counts_repeats() {
         let one = of(&[table(&[("a", 1), ("b", 2), ("b", 2)])], false);
-        assert_eq!(one, of(&[table(&[("b", 2)]), table(&[("a", 1), ("b", 2)])], false));
+        assert_eq!(
+            one,
+            of(&[table(&[("b", 2)]), table(&[("a", 1), ("b", 2)])], false)
+        );
         assert_ne!(one, of(&[table(&[("a", 1), ("b", 2)])], false));
         assert_ne!(one, of(&[table(&[("a", 2), ("b", 1), ("b", 2)])], false));
     }

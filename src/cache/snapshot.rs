@@ -32,7 +32,11 @@ fn identity(layout: &Layout) -> Option<Identity> {
     let path = layout.database();
     let metadata = std::fs::metadata(&path).ok()?;
     let log = path.with_extension("duckdb.wal");
-    (!log.exists()).then(|| Identity { size: metadata.len(), mtime: mtime(&metadata), inode: metadata.ino() })
+    (!log.exists()).then(|| Identity {
+        size: metadata.len(),
+        mtime: mtime(&metadata),
+        inode: metadata.ino(),
+    })
 }
 
 impl Snapshot {
@@ -40,15 +44,26 @@ impl Snapshot {
     pub(super) fn read(layout: &Layout) -> Option<(Index, Identity)> {
         let bytes = fs::read(layout.snapshot()).ok()?;
         let snapshot: Self = serde_json::from_slice(&bytes).ok()?;
-        let fits = snapshot.version == super::layout::LAYOUT && Some(&snapshot.database) == identity(layout).as_ref();
+        let fits = snapshot.version == super::layout::LAYOUT
+            && Some(&snapshot.database) == identity(layout).as_ref();
         fits.then(|| (Index::from_contents(snapshot.contents), snapshot.database))
     }
 
     /// Writes the snapshot unless `known` still fits; only while the database is closed, so that its file is complete.
-    pub(super) fn refresh(layout: &Layout, index: &Index, known: &mut Option<Identity>) -> std::io::Result<()> {
-        let Some(database) = identity(layout) else { return Ok(()) };
+    pub(super) fn refresh(
+        layout: &Layout,
+        index: &Index,
+        known: &mut Option<Identity>,
+    ) -> std::io::Result<()> {
+        let Some(database) = identity(layout) else {
+            return Ok(());
+        };
         if known.as_ref() != Some(&database) {
-            let snapshot = Self { version: super::layout::LAYOUT, database: database.clone(), contents: index.contents() };
+            let snapshot = Self {
+                version: super::layout::LAYOUT,
+                database: database.clone(),
+                contents: index.contents(),
+            };
             atomic::write(&layout.snapshot(), &serde_json::to_vec(&snapshot)?)?;
             *known = Some(database);
         }

@@ -53,7 +53,9 @@ struct Manifests {
 pub enum Lookup {
     Hit(Arc<Entry>),
     /// `damaged` says what is wrong with an entry that is there but cannot be used.
-    Miss { damaged: Option<String> },
+    Miss {
+        damaged: Option<String>,
+    },
 }
 
 impl Cache {
@@ -77,14 +79,31 @@ impl Cache {
         let database = Arc::new(Database::new(layout.database(), writable));
         let (index, snapshot) = match Snapshot::read(&layout) {
             Some((index, identity)) => (index, Some(identity)),
-            None if layout.database().exists() => (Index::load(&*database.connection()?).map_err(|error| error.at(database.path()))?, None),
+            None if layout.database().exists() => (
+                Index::load(&*database.connection()?).map_err(|error| error.at(database.path()))?,
+                None,
+            ),
             None => (Index::default(), None),
         };
-        let committer = if writable { Some(Committer::start(Arc::clone(&database), layout.clone())?) } else { None };
+        let committer = if writable {
+            Some(Committer::start(Arc::clone(&database), layout.clone())?)
+        } else {
+            None
+        };
         let stats = StatIndex::load(&layout.stats());
         let (index, snapshot) = (Mutex::new(index), Mutex::new(snapshot));
         let (adopting, manifests) = (Mutex::default(), Mutex::default());
-        Ok(Self { layout, database, index, adopting, stats, manifests, snapshot, committer, _lock: lock })
+        Ok(Self {
+            layout,
+            database,
+            index,
+            adopting,
+            stats,
+            manifests,
+            snapshot,
+            committer,
+            _lock: lock,
+        })
     }
 
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
@@ -123,7 +142,9 @@ impl Cache {
         };
         for (name, artifact) in &entry.outputs {
             if let Some(problem) = self.problem(artifact)? {
-                return Ok(Lookup::Miss { damaged: Some(format!("output `{name}` {problem}")) });
+                return Ok(Lookup::Miss {
+                    damaged: Some(format!("output `{name}` {problem}")),
+                });
             }
         }
         Ok(Lookup::Hit(entry))
@@ -140,7 +161,10 @@ impl Cache {
         match check(&self.layout.object(&artifact.digest), &record.files)? {
             Integrity::Intact => Ok(None),
             Integrity::Touched(files) => {
-                let record = self.index().add_record(super::index::Record { files, ..(*record).clone() });
+                let record = self.index().add_record(super::index::Record {
+                    files,
+                    ..(*record).clone()
+                });
                 if let Some(committer) = &self.committer {
                     committer.submit(Change::Record(record))?;
                 }
@@ -184,13 +208,24 @@ impl Cache {
         index.add_entry(Arc::clone(&entry));
         index.set_latest(new.pipeline, new.node, entry.fingerprint);
         drop(index);
-        self.manifests().known.insert(entry.fingerprint, Arc::new(new.manifest.clone()));
-        committer.submit(Change::Entry { seq, entry: Arc::clone(&entry), manifest, records })?;
+        self.manifests()
+            .known
+            .insert(entry.fingerprint, Arc::new(new.manifest.clone()));
+        committer.submit(Change::Entry {
+            seq,
+            entry: Arc::clone(&entry),
+            manifest,
+            records,
+        })?;
         Ok(entry)
     }
 
     /// Notes which fingerprint each node of a pipeline has now, for the comparison at its next change.
-    pub fn set_latest<'a>(&self, pipeline: &str, nodes: impl IntoIterator<Item = (&'a str, Fingerprint)>) -> Result<(), CacheError> {
+    pub fn set_latest<'a>(
+        &self,
+        pipeline: &str,
+        nodes: impl IntoIterator<Item = (&'a str, Fingerprint)>,
+    ) -> Result<(), CacheError> {
         let committer = self.committer()?;
         for (node, fingerprint) in nodes {
             let mut index = self.index();
@@ -198,22 +233,35 @@ impl Cache {
                 let seq = index.next;
                 index.next += 1;
                 drop(index);
-                        committer.submit(Change::Latest { seq, pipeline: pipeline.to_owned(), node: node.to_owned(), fingerprint })?;
+                committer.submit(Change::Latest {
+                    seq,
+                    pipeline: pipeline.to_owned(),
+                    node: node.to_owned(),
+                    fingerprint,
+                })?;
             }
         }
         Ok(())
     }
 
     fn committer(&self) -> Result<&Committer, CacheError> {
-        self.committer.as_ref().ok_or_else(|| CacheError::Io(std::io::Error::other("the cache is open for reading only")))
+        self.committer.as_ref().ok_or_else(|| {
+            CacheError::Io(std::io::Error::other("the cache is open for reading only"))
+        })
     }
 
     fn manifests(&self) -> MutexGuard<'_, Manifests> {
-        self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
+        self.manifests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The manifest of a node of a pipeline as of its last run.
-    pub fn last_manifest(&self, pipeline: &str, node: &str) -> Result<Option<Arc<Manifest>>, CacheError> {
+    pub fn last_manifest(
+        &self,
+        pipeline: &str,
+        node: &str,
+    ) -> Result<Option<Arc<Manifest>>, CacheError> {
         let latest = self.index().latest(pipeline, node);
         latest.map_or(Ok(None), |fingerprint| self.manifest(fingerprint))
     }
@@ -239,11 +287,19 @@ impl Cache {
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 let (fingerprint, manifest) = (row.get_ref(0)?.as_str(), row.get_ref(1)?.as_str());
-                let fingerprint = fingerprint.ok().and_then(|text| text.parse().ok()).map(Fingerprint);
+                let fingerprint = fingerprint
+                    .ok()
+                    .and_then(|text| text.parse().ok())
+                    .map(Fingerprint);
                 // One written by another version, with other parts, is nothing to compare with.
-                let manifest = manifest.ok().and_then(|text| serde_json::from_str(text).ok());
+                let manifest = manifest
+                    .ok()
+                    .and_then(|text| serde_json::from_str(text).ok());
                 if let (Some(fingerprint), Some(manifest)) = (fingerprint, manifest) {
-                    manifests.known.entry(fingerprint).or_insert_with(|| Arc::new(manifest));
+                    manifests
+                        .known
+                        .entry(fingerprint)
+                        .or_insert_with(|| Arc::new(manifest));
                 }
             }
         }
@@ -253,7 +309,9 @@ impl Cache {
 
     /// Waits until everything committed is durable, and saves what makes the next start quick.
     pub fn flush(&self) -> Result<(), CacheError> {
-        let Some(committer) = &self.committer else { return Ok(()) };
+        let Some(committer) = &self.committer else {
+            return Ok(());
+        };
         committer.flush()?;
         self.stats.save(&self.layout.stats())?;
         self.database.close_if_idle(std::time::Duration::ZERO);
@@ -265,7 +323,11 @@ impl Cache {
     fn drop_finished_scratch(&self) -> Result<(), CacheError> {
         for folder in fs_err::read_dir(self.layout.partials())? {
             let folder = folder?;
-            let fingerprint = folder.file_name().to_str().and_then(|name| name.parse().ok()).map(Fingerprint);
+            let fingerprint = folder
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+                .map(Fingerprint);
             if fingerprint.is_none_or(|fingerprint| self.index().entry(&fingerprint).is_some()) {
                 remove(&folder.path())?;
             }

@@ -17,8 +17,13 @@ impl Cache {
         let connection = self.database.connection()?;
         in_transaction(&connection, || {
             let staging = sql::quote(&staging_name());
-            let columns: Vec<_> = table.columns.iter().map(|(name, kind)| format!("{} {}", sql::quote(name), kind.sql())).collect();
-            connection.execute_batch(&format!("create table {staging} ({})", columns.join(", ")))?;
+            let columns: Vec<_> = table
+                .columns
+                .iter()
+                .map(|(name, kind)| format!("{} {}", sql::quote(name), kind.sql()))
+                .collect();
+            connection
+                .execute_batch(&format!("create table {staging} ({})", columns.join(", ")))?;
             let mut appender = connection.appender(staging.trim_matches('"'))?;
             for row in &table.rows {
                 appender.append_row(duckdb::appender_params_from_iter(row))?;
@@ -32,7 +37,12 @@ impl Cache {
     /// Keeps the result of one SELECT over `inputs` (views named by their ports); `params` are bound as `$name`.
     ///
     /// The result is ordered, and its digest says so, if the query's outermost level has an ORDER BY.
-    pub fn store_query(&self, inputs: &BTreeMap<String, Artifact>, query: &str, params: &[(String, Value)]) -> Result<Artifact, CacheError> {
+    pub fn store_query(
+        &self,
+        inputs: &BTreeMap<String, Artifact>,
+        query: &str,
+        params: &[(String, Value)],
+    ) -> Result<Artifact, CacheError> {
         let connection = self.database.connection()?;
         sql::create_views(&connection, inputs)?;
         let ordered = sql::is_ordered(&connection, query)?;
@@ -40,8 +50,12 @@ impl Cache {
             let staging = sql::quote(&staging_name());
             let query = query.trim().trim_end_matches(';');
             // The query alone fails with the right line number.
-            let failed = |error: duckdb::Error| self.query_error(connection.prepare(query).err().unwrap_or(error));
-            let mut statement = connection.prepare(&format!("create table {staging} as\n{query}\n")).map_err(failed)?;
+            let failed = |error: duckdb::Error| {
+                self.query_error(connection.prepare(query).err().unwrap_or(error))
+            };
+            let mut statement = connection
+                .prepare(&format!("create table {staging} as\n{query}\n"))
+                .map_err(failed)?;
             sql::bind(&mut statement, params)?;
             statement.raw_execute().map_err(failed)?;
             drop(statement);
@@ -57,7 +71,9 @@ impl Cache {
 
     /// Whether the row order of a table artifact counts.
     pub fn is_ordered(&self, table: &Digest) -> bool {
-        self.index().record(table).is_some_and(|record| record.ordered)
+        self.index()
+            .record(table)
+            .is_some_and(|record| record.ordered)
     }
 
     /// Runs `work` on a connection of its own in which every table among `inputs` is a view named by its port.
@@ -72,16 +88,36 @@ impl Cache {
     }
 
     /// Hashes the table `staging` and renames it after its digest, or drops it where that table is there already.
-    fn adopt(&self, connection: &Connection, staging: &str, ordered: bool) -> Result<Kept, CacheError> {
+    fn adopt(
+        &self,
+        connection: &Connection,
+        staging: &str,
+        ordered: bool,
+    ) -> Result<Kept, CacheError> {
         let (digest, rows, bytes) = table_digest(connection, staging, ordered)?;
-        let artifact = Artifact { kind: ArtifactKind::Table, digest, rows: Some(rows), bytes };
-        let record = Record { artifact: artifact.clone(), ordered, files: Vec::new() };
+        let artifact = Artifact {
+            kind: ArtifactKind::Table,
+            digest,
+            rows: Some(rows),
+            bytes,
+        };
+        let record = Record {
+            artifact: artifact.clone(),
+            ordered,
+            files: Vec::new(),
+        };
         // One at a time: two nodes that made the same table must not both rename theirs to the same name.
-        let _one = self.adopting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _one = self
+            .adopting
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if self.index().record(&digest).is_some() {
             return Ok(Kept::Old(artifact));
         }
-        connection.execute_batch(&format!("alter table {staging} rename to {}", sql::quote(&sql::table_name(&digest))))?;
+        connection.execute_batch(&format!(
+            "alter table {staging} rename to {}",
+            sql::quote(&sql::table_name(&digest))
+        ))?;
         super::committer::insert_record(connection, &record)?;
         connection.execute_batch("commit")?;
         self.index().add_record(record);
@@ -102,7 +138,10 @@ enum Kept {
 }
 
 /// Runs `work` in a transaction, which `work` commits itself where there is something new.
-fn in_transaction(connection: &Connection, work: impl FnOnce() -> Result<Kept, CacheError>) -> Result<Artifact, CacheError> {
+fn in_transaction(
+    connection: &Connection,
+    work: impl FnOnce() -> Result<Kept, CacheError>,
+) -> Result<Artifact, CacheError> {
     connection.execute_batch("begin")?;
     match work() {
         Ok(Kept::New(artifact)) => Ok(artifact),
@@ -121,11 +160,19 @@ fn in_transaction(connection: &Connection, work: impl FnOnce() -> Result<Kept, C
 fn staging_name() -> String {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("staging_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "staging_{}_{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// Digest, rows and bytes of a table as it is in the database; `table` is quoted.
-pub(super) fn table_digest(connection: &Connection, table: &str, ordered: bool) -> Result<(Digest, u64, u64), CacheError> {
+pub(super) fn table_digest(
+    connection: &Connection,
+    table: &str,
+    ordered: bool,
+) -> Result<(Digest, u64, u64), CacheError> {
     let columns = columns(connection, table)?;
     let mut statement = connection.prepare(&format!("select * from {table}"))?;
     let batches = statement.stream_arrow([])?;
@@ -133,7 +180,9 @@ pub(super) fn table_digest(connection: &Connection, table: &str, ordered: bool) 
 }
 
 fn columns(connection: &Connection, table: &str) -> Result<Columns, CacheError> {
-    let mut statement = connection.prepare(&format!("select column_name, column_type from (describe {table})"))?;
+    let mut statement = connection.prepare(&format!(
+        "select column_name, column_type from (describe {table})"
+    ))?;
     let columns = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     Ok(columns.collect::<Result<_, _>>()?)
 }
@@ -158,56 +207,108 @@ mod tests {
     use crate::ops::ColumnType;
 
     fn cache(folder: &std::path::Path) -> Cache {
-        Cache::open(folder, RunLock::acquire(folder, &Holder::new("test"), |_| false).unwrap()).unwrap()
+        Cache::open(
+            folder,
+            RunLock::acquire(folder, &Holder::new("test"), |_| false).unwrap(),
+        )
+        .unwrap()
     }
 
     fn people(rows: &[(&str, i64)]) -> Table {
         let mut table = Table::new(&[("name", ColumnType::Text), ("age", ColumnType::Integer)]);
-        table.rows = rows.iter().map(|(name, age)| vec![Cell::from(*name), Cell::from(*age)]).collect();
+        table.rows = rows
+            .iter()
+            .map(|(name, age)| vec![Cell::from(*name), Cell::from(*age)])
+            .collect();
         table
     }
 
-    fn query(cache: &Cache, input: &Artifact, sql: &str, params: &[(String, Value)]) -> Result<Artifact, CacheError> {
-        cache.store_query(&BTreeMap::from([("rows".to_owned(), input.clone())]), sql, params)
+    fn query(
+        cache: &Cache,
+        input: &Artifact,
+        sql: &str,
+        params: &[(String, Value)],
+    ) -> Result<Artifact, CacheError> {
+        cache.store_query(
+            &BTreeMap::from([("rows".to_owned(), input.clone())]),
+            sql,
+            params,
+        )
     }
 
     #[test]
     fn a_table_is_kept_once_and_its_order_counts_only_when_asked() {
         let folder = tempfile::tempdir().unwrap();
         let cache = cache(folder.path());
-        let one = cache.store_table(&people(&[("a", 1), ("b", 2)]), false).unwrap();
-        let other = cache.store_table(&people(&[("b", 2), ("a", 1)]), false).unwrap();
+        let one = cache
+            .store_table(&people(&[("a", 1), ("b", 2)]), false)
+            .unwrap();
+        let other = cache
+            .store_table(&people(&[("b", 2), ("a", 1)]), false)
+            .unwrap();
         assert_eq!(one, other);
         assert_eq!(one.rows, Some(2));
-        let ordered = cache.store_table(&people(&[("b", 2), ("a", 1)]), true).unwrap();
+        let ordered = cache
+            .store_table(&people(&[("b", 2), ("a", 1)]), true)
+            .unwrap();
         assert_ne!(ordered.digest, one.digest);
         assert!(cache.is_ordered(&ordered.digest) && !cache.is_ordered(&one.digest));
-        let sorted = query(&cache, &one, "select * from rows order by name desc -- newest first", &[]).unwrap();
+        let sorted = query(
+            &cache,
+            &one,
+            "select * from rows order by name desc -- newest first",
+            &[],
+        )
+        .unwrap();
         assert_eq!(sorted.digest, ordered.digest);
-        let with = query(&cache, &one, "with x as (select * from rows) from x order by name desc limit 5;", &[]).unwrap();
+        let with = query(
+            &cache,
+            &one,
+            "with x as (select * from rows) from x order by name desc limit 5;",
+            &[],
+        )
+        .unwrap();
         assert_eq!(with.digest, ordered.digest);
-        let inner = query(&cache, &one, "select * from (select * from rows order by name desc)", &[]).unwrap();
+        let inner = query(
+            &cache,
+            &one,
+            "select * from (select * from rows order by name desc)",
+            &[],
+        )
+        .unwrap();
         assert_eq!(inner.digest, one.digest);
         let names: Vec<_> = cache.columns(&one.digest).unwrap();
-        assert_eq!(names, [("name".to_owned(), "VARCHAR".to_owned()), ("age".to_owned(), "BIGINT".to_owned())]);
+        assert_eq!(
+            names,
+            [
+                ("name".to_owned(), "VARCHAR".to_owned()),
+                ("age".to_owned(), "BIGINT".to_owned())
+            ]
+        );
     }
 
     #[test]
     fn params_are_bound_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let cache = cache(folder.path());
-        let people = cache.store_table(&people(&[("a", 1), ("b", 2), ("c", 3)]), false).unwrap();
+        let people = cache
+            .store_table(&people(&[("a", 1), ("b", 2), ("c", 3)]), false)
+            .unwrap();
         let params = [
             ("least".to_owned(), Value::from(2)),
             ("names".to_owned(), serde_json::json!(["b", "it's \"c\""])),
             ("unused".to_owned(), Value::from("x")),
         ];
-        let sql = "select * from rows where age >= $least and list_contains($names::varchar[], name)";
+        let sql =
+            "select * from rows where age >= $least and list_contains($names::varchar[], name)";
         assert_eq!(query(&cache, &people, sql, &params).unwrap().rows, Some(1));
-        let sql = "select len($names::varchar[]) n, ($names::varchar[])[2] as second from rows limit 1";
+        let sql =
+            "select len($names::varchar[]) n, ($names::varchar[])[2] as second from rows limit 1";
         let listed = query(&cache, &people, sql, &params).unwrap();
         let inputs = BTreeMap::from([("x".to_owned(), listed)]);
-        let read = cache.with_views(&inputs, |connection| Table::query(connection, "from x")).unwrap_or_default();
+        let read = cache
+            .with_views(&inputs, |connection| Table::query(connection, "from x"))
+            .unwrap_or_default();
         assert_eq!(read.rows, [[Cell::Integer(2), Cell::from("it's \"c\"")]]);
         let error = query(&cache, &people, "select $most from rows", &params).unwrap_err();
         insta::assert_snapshot!(error, @"the query uses `$most`, which is not a param; there are `$least`, `$names`, `$unused`");
@@ -237,9 +338,22 @@ mod tests {
         let cache = cache(folder.path());
         let made: Vec<Artifact> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| cache.store_query(&BTreeMap::new(), "select range as n from range(5000)", &[]).unwrap()))
+                .map(|_| {
+                    scope.spawn(|| {
+                        cache
+                            .store_query(
+                                &BTreeMap::new(),
+                                "select range as n from range(5000)",
+                                &[],
+                            )
+                            .unwrap()
+                    })
+                })
                 .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
         });
         assert!(made.iter().all(|artifact| *artifact == made[0]));
     }

@@ -16,7 +16,10 @@ fn open(folder: &Path) -> Cache {
 }
 
 fn try_open(folder: &Path) -> Result<Cache, CacheError> {
-    Cache::open(folder, RunLock::acquire(folder, &Holder::new("test"), |_| false)?)
+    Cache::open(
+        folder,
+        RunLock::acquire(folder, &Holder::new("test"), |_| false)?,
+    )
 }
 
 fn manifest(seed: u64) -> Manifest {
@@ -54,7 +57,9 @@ fn commit(cache: &Cache, seed: u64, output: Artifact) -> Fingerprint {
 
 fn numbers(cache: &Cache, from: i64, count: i64) -> Artifact {
     let mut table = Table::new(&[("n", ColumnType::Integer)]);
-    table.rows = (from..from + count).map(|number| vec![Cell::from(number)]).collect();
+    table.rows = (from..from + count)
+        .map(|number| vec![Cell::from(number)])
+        .collect();
     cache.store_table(&table, false).unwrap()
 }
 
@@ -69,7 +74,12 @@ fn files(cache: &Cache, text: &str) -> Artifact {
 /// What the disk holds now: what another process would find after this one was killed.
 fn killed(folder: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
-    let status = std::process::Command::new("cp").arg("-a").arg(folder.join(".")).arg(copy.path()).status().unwrap();
+    let status = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(folder.join("."))
+        .arg(copy.path())
+        .status()
+        .unwrap();
     assert!(status.success());
     copy
 }
@@ -84,7 +94,11 @@ fn results_outlive_the_process_once_flushed() {
     let cache = open(folder.path());
     let (table, tree) = (numbers(&cache, 0, 10), files(&cache, "text"));
     let fingerprints = [commit(&cache, 1, table), commit(&cache, 2, tree)];
-    assert!(fingerprints.iter().all(|&fingerprint| is_hit(&cache, fingerprint)));
+    assert!(
+        fingerprints
+            .iter()
+            .all(|&fingerprint| is_hit(&cache, fingerprint))
+    );
     cache.flush().unwrap();
     for copy in [killed(folder.path()), {
         // Also without the snapshot.
@@ -93,8 +107,15 @@ fn results_outlive_the_process_once_flushed() {
         copy
     }] {
         let again = open(copy.path());
-        assert!(fingerprints.iter().all(|&fingerprint| is_hit(&again, fingerprint)));
-        assert_eq!(*again.last_manifest("pipeline", "node").unwrap().unwrap(), manifest(2));
+        assert!(
+            fingerprints
+                .iter()
+                .all(|&fingerprint| is_hit(&again, fingerprint))
+        );
+        assert_eq!(
+            *again.last_manifest("pipeline", "node").unwrap().unwrap(),
+            manifest(2)
+        );
         assert_eq!(again.entry(fingerprints[0]).unwrap().metrics["score"], 0.5);
     }
 }
@@ -107,10 +128,17 @@ fn a_crash_before_the_commit_leaves_nothing_visible_and_nothing_in_the_way() {
     let copy = killed(folder.path());
     let again = open(copy.path());
     assert_eq!(again.index().entries().count(), 0);
-    assert_eq!((numbers(&again, 0, 10), files(&again, "text")), (table, tree));
+    assert_eq!(
+        (numbers(&again, 0, 10), files(&again, "text")),
+        (table, tree)
+    );
     // A file that was torn by the crash is not taken for the one that is stored now.
     let copy = killed(folder.path());
-    let torn = copy.path().join("objects").join(files(&cache, "text").digest.to_string()).join("deep/file");
+    let torn = copy
+        .path()
+        .join("objects")
+        .join(files(&cache, "text").digest.to_string())
+        .join("deep/file");
     std::fs::remove_file(&torn).unwrap();
     std::fs::write(&torn, "te").unwrap();
     let again = open(copy.path());
@@ -138,9 +166,19 @@ fn links_may_not_leave_the_folder() {
 fn verdicts_are_durable_when_put_returns() {
     let folder = tempfile::tempdir().unwrap();
     let cache = open(folder.path());
-    let verdict = |choice| Verdict { choice, probability: 0.75, detail: "{}".to_owned() };
-    let keys: Vec<Digest> = (0..100).map(|number: u32| Digest::of(number.to_le_bytes())).collect();
-    let verdicts: Vec<_> = keys.iter().enumerate().map(|(choice, key)| (*key, verdict(choice as i64))).collect();
+    let verdict = |choice| Verdict {
+        choice,
+        probability: 0.75,
+        detail: "{}".to_owned(),
+    };
+    let keys: Vec<Digest> = (0..100)
+        .map(|number: u32| Digest::of(number.to_le_bytes()))
+        .collect();
+    let verdicts: Vec<_> = keys
+        .iter()
+        .enumerate()
+        .map(|(choice, key)| (*key, verdict(choice as i64)))
+        .collect();
     cache.verdicts_put(&verdicts[..60]).unwrap();
     cache.verdicts_put(&verdicts[40..80]).unwrap();
     cache.verdicts_put(&[(keys[0], verdict(-1))]).unwrap();
@@ -148,7 +186,10 @@ fn verdicts_are_durable_when_put_returns() {
     let found = open(copy.path()).verdicts_get(&keys[10..]).unwrap();
     let expected: HashMap<_, _> = verdicts[10..80].iter().cloned().collect();
     assert_eq!(found, expected);
-    assert_eq!(cache.verdicts_get(&keys[..1]).unwrap()[&keys[0]], verdict(0));
+    assert_eq!(
+        cache.verdicts_get(&keys[..1]).unwrap()[&keys[0]],
+        verdict(0)
+    );
     assert_eq!(cache.size().unwrap().verdicts, 80);
 }
 
@@ -156,18 +197,44 @@ fn verdicts_are_durable_when_put_returns() {
 fn gc_keeps_what_is_named_and_gives_the_rest_back() {
     let folder = tempfile::tempdir().unwrap();
     let cache = open(folder.path());
-    let sorted = cache.store_query(&BTreeMap::new(), "select md5(range::varchar) as text from range(50000) order by text desc", &[]).unwrap();
+    let sorted = cache
+        .store_query(
+            &BTreeMap::new(),
+            "select md5(range::varchar) as text from range(50000) order by text desc",
+            &[],
+        )
+        .unwrap();
     let kept = commit(&cache, 1, sorted);
-    let dropped: Vec<_> = (2..12).map(|seed| commit(&cache, seed, numbers(&cache, seed as i64 * 100_000, 20_000))).collect();
+    let dropped: Vec<_> = (2..12)
+        .map(|seed| commit(&cache, seed, numbers(&cache, seed as i64 * 100_000, 20_000)))
+        .collect();
     let other = commit(&cache, 20, files(&cache, "text"));
     let dearest = commit(&cache, 21, files(&cache, "dear"));
     cache.flush().unwrap();
     let collected = cache.gc(&[dearest, kept, other], Some(2_000_000)).unwrap();
-    assert_eq!((collected.entries, collected.tables, collected.objects), (10, 10, 0));
-    assert!(is_hit(&cache, kept) && is_hit(&cache, other) && !dropped.iter().any(|&fingerprint| is_hit(&cache, fingerprint)));
-    assert_eq!(cache.verify().unwrap(), Verified { artifacts: 3, damaged: Vec::new() });
+    assert_eq!(
+        (collected.entries, collected.tables, collected.objects),
+        (10, 10, 0)
+    );
+    assert!(
+        is_hit(&cache, kept)
+            && is_hit(&cache, other)
+            && !dropped
+                .iter()
+                .any(|&fingerprint| is_hit(&cache, fingerprint))
+    );
+    assert_eq!(
+        cache.verify().unwrap(),
+        Verified {
+            artifacts: 3,
+            damaged: Vec::new()
+        }
+    );
     let collected = cache.gc(&[dearest, kept, other], Some(100)).unwrap();
-    assert_eq!((collected.entries, collected.tables, collected.objects), (2, 1, 1));
+    assert_eq!(
+        (collected.entries, collected.tables, collected.objects),
+        (2, 1, 1)
+    );
     assert!(collected.bytes > 500_000, "{collected:?}");
     drop(cache);
     let again = open(folder.path());
@@ -180,21 +247,43 @@ fn verify_finds_and_drops_what_changed() {
     let folder = tempfile::tempdir().unwrap();
     let cache = open(folder.path());
     let (table, tree) = (numbers(&cache, 0, 10), files(&cache, "text"));
-    let (one, two, three) = (commit(&cache, 1, table.clone()), commit(&cache, 2, tree.clone()), commit(&cache, 3, numbers(&cache, 5, 5)));
+    let (one, two, three) = (
+        commit(&cache, 1, table.clone()),
+        commit(&cache, 2, tree.clone()),
+        commit(&cache, 3, numbers(&cache, 5, 5)),
+    );
     cache.flush().unwrap();
-    cache.database.connection().unwrap().execute_batch(&format!("delete from t_{} where n = 3", table.digest)).unwrap();
+    cache
+        .database
+        .connection()
+        .unwrap()
+        .execute_batch(&format!("delete from t_{} where n = 3", table.digest))
+        .unwrap();
     // Same size and time: only the content tells.
     let path = cache.object_path(&tree.digest).join("deep/file");
     let before = std::fs::metadata(&path).unwrap().modified().unwrap();
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "tent").unwrap();
-    std::fs::File::options().append(true).open(&path).unwrap().set_modified(before).unwrap();
+    std::fs::File::options()
+        .append(true)
+        .open(&path)
+        .unwrap()
+        .set_modified(before)
+        .unwrap();
     assert!(is_hit(&cache, two));
     let verified = cache.verify().unwrap();
     let mut kinds: Vec<_> = verified.damaged.iter().map(|damage| damage.kind).collect();
     kinds.sort();
-    assert_eq!((verified.artifacts, kinds), (3, vec![ArtifactKind::Table, ArtifactKind::Files]));
-    assert!(verified.damaged.iter().all(|damage| damage.nodes == ["node"]));
+    assert_eq!(
+        (verified.artifacts, kinds),
+        (3, vec![ArtifactKind::Table, ArtifactKind::Files])
+    );
+    assert!(
+        verified
+            .damaged
+            .iter()
+            .all(|damage| damage.nodes == ["node"])
+    );
     drop(cache);
     let again = open(folder.path());
     assert!(!is_hit(&again, one) && !is_hit(&again, two) && is_hit(&again, three));
@@ -209,10 +298,19 @@ fn a_damaged_database_is_named_with_what_to_do() {
     drop(cache);
     let path = folder.path().join("flow.duckdb");
     let whole = std::fs::read(&path).unwrap();
-    for bytes in [b"this is no database".to_vec(), whole[..whole.len() / 2].to_vec(), vec![0; whole.len()]] {
+    for bytes in [
+        b"this is no database".to_vec(),
+        whole[..whole.len() / 2].to_vec(),
+        vec![0; whole.len()],
+    ] {
         std::fs::write(&path, bytes).unwrap();
-        let error = try_open(folder.path()).and_then(|cache| cache.verify().map(|_| ())).unwrap_err();
-        assert!(matches!(&error, CacheError::Damaged { path: named, .. } if *named == path), "{error}");
+        let error = try_open(folder.path())
+            .and_then(|cache| cache.verify().map(|_| ()))
+            .unwrap_err();
+        assert!(
+            matches!(&error, CacheError::Damaged { path: named, .. } if *named == path),
+            "{error}"
+        );
         assert!(error.help().unwrap().contains("away"));
     }
 }
@@ -222,8 +320,16 @@ fn a_newer_layout_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()));
     std::fs::write(folder.path().join("layout"), "7\n").unwrap();
-    for error in [try_open(folder.path()).unwrap_err(), Cache::open_read_only(folder.path()).unwrap_err()] {
-        assert!(error.to_string().ends_with("has layout 7; this flow knows layouts up to 1"), "{error}");
+    for error in [
+        try_open(folder.path()).unwrap_err(),
+        Cache::open_read_only(folder.path()).unwrap_err(),
+    ] {
+        assert!(
+            error
+                .to_string()
+                .ends_with("has layout 7; this flow knows layouts up to 1"),
+            "{error}"
+        );
     }
 }
 
@@ -239,7 +345,13 @@ fn a_reader_sees_what_is_there_and_needs_no_cache() {
     let reader = Cache::open_read_only(folder.path()).unwrap();
     assert!(is_hit(&reader, fingerprint));
     let inputs = BTreeMap::from([("rows".to_owned(), table)]);
-    let rows: Result<Table, crate::ops::OpError> = reader.with_views(&inputs, |connection| Table::query(connection, "select sum(n) from rows"));
+    let rows: Result<Table, crate::ops::OpError> = reader.with_views(&inputs, |connection| {
+        Table::query(connection, "select sum(n) from rows")
+    });
     assert_eq!(rows.unwrap().rows, [[Cell::Integer(3)]]);
-    assert!(reader.store_table(&Table::new(&[("n", ColumnType::Integer)]), false).is_err());
+    assert!(
+        reader
+            .store_table(&Table::new(&[("n", ColumnType::Integer)]), false)
+            .is_err()
+    );
 }

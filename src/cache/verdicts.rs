@@ -37,10 +37,18 @@ impl Cache {
         let mut found = HashMap::new();
         while let Some(row) = rows.next()? {
             let digest: String = row.get(0)?;
-            let digest = digest.parse().map_err(|error| {
-                CacheError::Damaged { path: self.database.path().to_path_buf(), message: format!("`verdicts.digest`: {error}") }
+            let digest = digest.parse().map_err(|error| CacheError::Damaged {
+                path: self.database.path().to_path_buf(),
+                message: format!("`verdicts.digest`: {error}"),
             })?;
-            found.insert(digest, Verdict { choice: row.get(1)?, probability: row.get(2)?, detail: row.get(3)? });
+            found.insert(
+                digest,
+                Verdict {
+                    choice: row.get(1)?,
+                    probability: row.get(2)?,
+                    detail: row.get(3)?,
+                },
+            );
         }
         Ok(found)
     }
@@ -48,17 +56,25 @@ impl Cache {
     /// Keeps verdicts; when this returns they survive a crash. Those already there are not written again.
     pub fn verdicts_put(&self, verdicts: &[(Digest, Verdict)]) -> Result<(), CacheError> {
         let keys: Vec<Digest> = verdicts.iter().map(|(key, _)| *key).collect();
-        let mut known: std::collections::HashSet<Digest> = self.verdicts_get(&keys)?.into_keys().collect();
+        let mut known: std::collections::HashSet<Digest> =
+            self.verdicts_get(&keys)?.into_keys().collect();
         let connection = self.database.connection()?;
         connection.execute_batch("begin")?;
         let mut appender = connection.appender("verdicts")?;
         for (key, verdict) in verdicts {
             if known.insert(*key) {
-                appender.append_row(params![key.to_string(), verdict.choice, verdict.probability, verdict.detail])?;
+                appender.append_row(params![
+                    key.to_string(),
+                    verdict.choice,
+                    verdict.probability,
+                    verdict.detail
+                ])?;
             }
         }
         appender.flush()?;
         drop(appender);
-        connection.execute_batch("commit").map_err(|error| CacheError::database(error, self.database.path()))
+        connection
+            .execute_batch("commit")
+            .map_err(|error| CacheError::database(error, self.database.path()))
     }
 }

@@ -47,17 +47,30 @@ pub struct SelectionArguments {
 
 impl PipelineArguments {
     pub fn load(&self) -> Result<PipelineSpec, Diagnostics> {
-        let request = Request { path: self.pipeline.clone(), profile: self.profile.clone(), set: self.set.clone() };
+        let request = Request {
+            path: self.pipeline.clone(),
+            profile: self.profile.clone(),
+            set: self.set.clone(),
+        };
         load(&request, &environment)
     }
 }
 
 impl SelectionArguments {
     pub fn selection(&self) -> Selection {
-        Selection { only: self.only.clone(), from: self.from.clone(), until: self.until.clone(), force: self.force.clone() }
+        Selection {
+            only: self.only.clone(),
+            from: self.from.clone(),
+            until: self.until.clone(),
+            force: self.force.clone(),
+        }
     }
 }
 
 pub fn style_of_help() -> Styles {
-    Styles::styled().header(AnsiColor::Green.on_default().bold()).usage(AnsiColor::Green.on_default().bold()).literal(AnsiColor::Cyan.on_default().bold()).placeholder(AnsiColor::Cyan.on_default())
+    Styles::styled()
+        .header(AnsiColor::Green.on_default().bold())
+        .usage(AnsiColor::Green.on_default().bold())
+        .literal(AnsiColor::Cyan.on_default().bold())
+        .placeholder(AnsiColor::Cyan.on_default())
 }

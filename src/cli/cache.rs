@@ -44,7 +44,10 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     let folders = Folders::of_working_folder();
     match &arguments.action {
         None | Some(Action::Size) => size(&folders, arguments.json, output),
-        Some(Action::Gc { keep_runs, max_size }) => gc(&folders, *keep_runs, *max_size, arguments.json, output),
+        Some(Action::Gc {
+            keep_runs,
+            max_size,
+        }) => gc(&folders, *keep_runs, *max_size, arguments.json, output),
         Some(Action::Verify) => verify(&folders, arguments.json, output),
     }
 }
@@ -60,19 +63,39 @@ fn size(folders: &Folders, json: bool, output: &Output) -> Result<Exit, CliError
         ("tables", count(size.tables as u64), String::new()),
         ("verdicts", count(size.verdicts), String::new()),
         ("database", String::new(), bytes(size.database_bytes)),
-        ("files", count(size.objects as u64), bytes(size.object_bytes)),
+        (
+            "files",
+            count(size.objects as u64),
+            bytes(size.object_bytes),
+        ),
         ("unfinished", String::new(), bytes(size.partial_bytes)),
     ];
     let rows = rows.map(|(name, number, size)| vec![name.to_owned(), number, size]);
-    output.print(&table(&[&folders.cache.display().to_string(), "number", "size"], &rows, None))?;
+    output.print(&table(
+        &[&folders.cache.display().to_string(), "number", "size"],
+        &rows,
+        None,
+    ))?;
     Ok(Exit::Ok)
 }
 
-fn gc(folders: &Folders, keep_runs: usize, max_size: Option<u64>, json: bool, output: &Output) -> Result<Exit, CliError> {
+fn gc(
+    folders: &Folders,
+    keep_runs: usize,
+    max_size: Option<u64>,
+    json: bool,
+    output: &Output,
+) -> Result<Exit, CliError> {
     let heads = runs::list(&folders.runs)?;
     if heads.is_empty() && keep_runs > 0 {
-        let message = format!("there are no runs in `{}`, so nothing tells which results are needed", folders.runs.display());
-        return Err(CliError::wrong(message, "`--keep-runs 0` drops all of them"));
+        let message = format!(
+            "there are no runs in `{}`, so nothing tells which results are needed",
+            folders.runs.display()
+        );
+        return Err(CliError::wrong(
+            message,
+            "`--keep-runs 0` drops all of them",
+        ));
     }
     let mut keep: Vec<Fingerprint> = Vec::new();
     for head in heads.iter().take(keep_runs) {
@@ -85,7 +108,13 @@ fn gc(folders: &Folders, keep_runs: usize, max_size: Option<u64>, json: bool, ou
     if json {
         output.print_json(&json!(collected))?;
     } else {
-        let text = format!("dropped {} results ({} tables, {} sets of files), {} smaller", collected.entries, collected.tables, collected.objects, bytes(collected.bytes));
+        let text = format!(
+            "dropped {} results ({} tables, {} sets of files), {} smaller",
+            collected.entries,
+            collected.tables,
+            collected.objects,
+            bytes(collected.bytes)
+        );
         output.print(&text)?;
     }
     Ok(Exit::Ok)
@@ -97,12 +126,29 @@ fn verify(folders: &Folders, json: bool, output: &Output) -> Result<Exit, CliErr
         output.print_json(&json!(verified))?;
     } else {
         for damage in &verified.damaged {
-            let nodes = damage.nodes.iter().map(|node| format!("`{node}`")).collect::<Vec<_>>().join(", ");
-            output.print(&format!("{}: {}; made by {nodes}, which will run again", damage.digest.short(), damage.problem))?;
+            let nodes = damage
+                .nodes
+                .iter()
+                .map(|node| format!("`{node}`"))
+                .collect::<Vec<_>>()
+                .join(", ");
+            output.print(&format!(
+                "{}: {}; made by {nodes}, which will run again",
+                damage.digest.short(),
+                damage.problem
+            ))?;
         }
-        output.print(&format!("{} artifacts checked, {} damaged", verified.artifacts, verified.damaged.len()))?;
+        output.print(&format!(
+            "{} artifacts checked, {} damaged",
+            verified.artifacts,
+            verified.damaged.len()
+        ))?;
     }
-    Ok(if verified.damaged.is_empty() { Exit::Ok } else { Exit::Failed })
+    Ok(if verified.damaged.is_empty() {
+        Exit::Ok
+    } else {
+        Exit::Failed
+    })
 }
 
 /// Opens the cache for writing; a run that is on is not waited for.
@@ -115,8 +161,15 @@ fn open(folders: &Folders, command: &str) -> Result<Cache, CliError> {
     match lock {
         Ok(lock) => Ok(Cache::open(&folders.cache, lock)?),
         Err(CacheError::Interrupted) => {
-            let holder = holder.map_or_else(|| "another process".to_owned(), |holder| holder.to_string());
-            Err(CliError::failed(format!("the cache `{}` is used by {holder}", folders.cache.display()), Some("try again when it has finished".to_owned())))
+            let holder =
+                holder.map_or_else(|| "another process".to_owned(), |holder| holder.to_string());
+            Err(CliError::failed(
+                format!(
+                    "the cache `{}` is used by {holder}",
+                    folders.cache.display()
+                ),
+                Some("try again when it has finished".to_owned()),
+            ))
         }
         Err(error) => Err(error.into()),
     }
@@ -125,7 +178,9 @@ fn open(folders: &Folders, command: &str) -> Result<Cache, CliError> {
 /// `20GiB`, `500MB`, `1000000`.
 fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    let split = text.find(|character: char| !character.is_ascii_digit() && character != '.').unwrap_or(text.len());
+    let split = text
+        .find(|character: char| !character.is_ascii_digit() && character != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
@@ -137,9 +192,15 @@ fn parse_size(text: &str) -> Result<u64, String> {
         "m" | "mib" => 1024_f64.powi(2),
         "g" | "gib" => 1024_f64.powi(3),
         "t" | "tib" => 1024_f64.powi(4),
-        other => return Err(format!("`{other}` is no unit of size; write for example `20GiB`")),
+        other => {
+            return Err(format!(
+                "`{other}` is no unit of size; write for example `20GiB`"
+            ));
+        }
     };
-    let number: f64 = number.parse().map_err(|_| format!("`{text}` is no size; write for example `20GiB`"))?;
+    let number: f64 = number
+        .parse()
+        .map_err(|_| format!("`{text}` is no size; write for example `20GiB`"))?;
     Ok((number * factor) as u64)
 }
 

@@ -22,10 +22,19 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<Exit, CliError> {
-    let graph = arguments.pipeline.load().and_then(|spec| compile(&spec, catalog));
+    let graph = arguments
+        .pipeline
+        .load()
+        .and_then(|spec| compile(&spec, catalog));
     match graph {
-        Ok(graph) if arguments.json => output.print_json(&json!({ "problems": [], "nodes": graph.order.len() }))?,
-        Ok(graph) => output.print(&format!("{}: no problems in {}", arguments.pipeline.pipeline.display(), extent(&graph)))?,
+        Ok(graph) if arguments.json => {
+            output.print_json(&json!({ "problems": [], "nodes": graph.order.len() }))?
+        }
+        Ok(graph) => output.print(&format!(
+            "{}: no problems in {}",
+            arguments.pipeline.pipeline.display(),
+            extent(&graph)
+        ))?,
         Err(diagnostics) if arguments.json => {
             output.print_json(&json!({ "problems": diagnostics.to_json() }))?;
             return Ok(Exit::Wrong);
@@ -37,7 +46,15 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
 
 /// `7 stages (14 nodes)`.
 fn extent(graph: &Graph) -> String {
-    let mut stages: Vec<_> = graph.dag.node_weights().map(|node| node.stage.as_str()).collect();
+    let mut stages: Vec<_> = graph
+        .dag
+        .node_weights()
+        .map(|node| node.stage.as_str())
+        .collect();
     stages.dedup();
-    format!("{} ({})", plural(stages.len() as u64, "stage"), plural(graph.order.len() as u64, "node"))
+    format!(
+        "{} ({})",
+        plural(stages.len() as u64, "stage"),
+        plural(graph.order.len() as u64, "node")
+    )
 }

@@ -36,7 +36,11 @@ impl From<Exit> for ExitCode {
 pub enum CliError {
     /// Problems in what the user wrote.
     Diagnostics(Box<Diagnostics>),
-    Message { message: String, help: Option<String>, exit: Exit },
+    Message {
+        message: String,
+        help: Option<String>,
+        exit: Exit,
+    },
     /// Whoever read standard output went away; not an error.
     Closed,
 }
@@ -44,12 +48,20 @@ pub enum CliError {
 impl CliError {
     /// The request cannot be answered as it is.
     pub fn wrong(message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self::Message { message: message.into(), help: Some(help.into()), exit: Exit::Wrong }
+        Self::Message {
+            message: message.into(),
+            help: Some(help.into()),
+            exit: Exit::Wrong,
+        }
     }
 
     /// Something failed that is not the request's fault.
     pub fn failed(message: impl Into<String>, help: Option<String>) -> Self {
-        Self::Message { message: message.into(), help, exit: Exit::Failed }
+        Self::Message {
+            message: message.into(),
+            help,
+            exit: Exit::Failed,
+        }
     }
 
     pub fn exit(&self) -> Exit {
@@ -74,19 +86,29 @@ impl From<CacheError> for CliError {
             CacheError::Query(_) => Exit::Wrong,
             _ => Exit::Failed,
         };
-        Self::Message { message: error.to_string(), help: error.help(), exit }
+        Self::Message {
+            message: error.to_string(),
+            help: error.help(),
+            exit,
+        }
     }
 }
 
 impl From<EngineError> for CliError {
     fn from(error: EngineError) -> Self {
         let exit = match &error {
-            EngineError::UnknownNode { .. } | EngineError::UpstreamNotCached { .. } | EngineError::Data { .. } => Exit::Wrong,
+            EngineError::UnknownNode { .. }
+            | EngineError::UpstreamNotCached { .. }
+            | EngineError::Data { .. } => Exit::Wrong,
             EngineError::Model { .. } | EngineError::Fetch { .. } => Exit::Failed,
             EngineError::Cache(CacheError::Interrupted) => Exit::Interrupted,
             EngineError::Cache(_) => Exit::Failed,
         };
-        Self::Message { message: error.to_string(), help: error.help(), exit }
+        Self::Message {
+            message: error.to_string(),
+            help: error.help(),
+            exit,
+        }
     }
 }
 

@@ -31,9 +31,18 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     let folders = Folders::of_pipeline(&spec);
     let cache = Cache::open_read_only(&folders.cache)?;
     let sink = output.sink();
-    let outside = Outside { root: &folders.root, home: &folders.home, offline: arguments.offline, cache: &cache, sink: &*sink };
+    let outside = Outside {
+        root: &folders.root,
+        home: &folders.home,
+        offline: arguments.offline,
+        cache: &cache,
+        sink: &*sink,
+    };
     let result = fetch_all(&graph, &outside);
-    sink.event(&Event::now(EventKind::RunFinished { state: RunState::Finished, seconds: 0.0 }));
+    sink.event(&Event::now(EventKind::RunFinished {
+        state: RunState::Finished,
+        seconds: 0.0,
+    }));
     match result {
         Ok(places) => {
             output.print(&places.join("\n"))?;
@@ -53,7 +62,13 @@ fn fetch_all(graph: &crate::graph::Graph, outside: &Outside) -> Result<Vec<Strin
                 continue;
             }
             paths.push(data);
-            let place = if data.path.exists() { data.path.clone() } else { outside.fetch(data).map_err(|error| one_line(&node.name, &error))? };
+            let place = if data.path.exists() {
+                data.path.clone()
+            } else {
+                outside
+                    .fetch(data)
+                    .map_err(|error| one_line(&node.name, &error))?
+            };
             lines.push(format!("{}  {}", node.name, place.display()));
         }
         for model in node.models.values() {
@@ -61,8 +76,14 @@ fn fetch_all(graph: &crate::graph::Graph, outside: &Outside) -> Result<Vec<Strin
                 continue;
             }
             models.push(model);
-            let (place, _) = outside.resolve(model).map_err(|error| one_line(&node.name, &error))?;
-            let place = if place.as_os_str().is_empty() { model.url.clone().unwrap_or_default() } else { place.display().to_string() };
+            let (place, _) = outside
+                .resolve(model)
+                .map_err(|error| one_line(&node.name, &error))?;
+            let place = if place.as_os_str().is_empty() {
+                model.url.clone().unwrap_or_default()
+            } else {
+                place.display().to_string()
+            };
             lines.push(format!("{}  {place}", node.name));
         }
     }
@@ -70,6 +91,10 @@ fn fetch_all(graph: &crate::graph::Graph, outside: &Outside) -> Result<Vec<Strin
 }
 
 fn one_line(node: &str, error: &crate::engine::ResolveError) -> String {
-    let help = error.help.as_ref().map(|help| format!("; {help}")).unwrap_or_default();
+    let help = error
+        .help
+        .as_ref()
+        .map(|help| format!("; {help}"))
+        .unwrap_or_default();
     format!("`{node}`: {}{help}", error.message).replace('\n', " ")
 }

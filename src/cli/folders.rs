@@ -22,18 +22,30 @@ impl Folders {
     /// Those of the project the working folder lies in, for commands without a pipeline.
     pub fn of_working_folder() -> Self {
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
-        let is_project = |folder: &&Path| ["runs", "stages", "pipelines"].iter().any(|part| folder.join(part).is_dir());
+        let is_project = |folder: &&Path| {
+            ["runs", "stages", "pipelines"]
+                .iter()
+                .any(|part| folder.join(part).is_dir())
+        };
         Self::new(here.ancestors().find(is_project).unwrap_or(&here), None)
     }
 
     fn new(root: &Path, cache: Option<&Path>) -> Self {
-        let set = |name: &str| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let set = |name: &str| {
+            environment(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
         let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
         Self {
             home: home(),
             root: root.to_owned(),
-            cache: set("FLOW_CACHE").map(absolute).unwrap_or_else(|| root.join(cache.unwrap_or(Path::new("cache")))),
-            runs: set("FLOW_RUNS").map(absolute).unwrap_or_else(|| root.join("runs")),
+            cache: set("FLOW_CACHE")
+                .map(absolute)
+                .unwrap_or_else(|| root.join(cache.unwrap_or(Path::new("cache")))),
+            runs: set("FLOW_RUNS")
+                .map(absolute)
+                .unwrap_or_else(|| root.join("runs")),
         }
     }
 }
@@ -47,6 +59,10 @@ pub fn environment(name: &str) -> Option<String> {
 }
 
 fn home() -> PathBuf {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     set("FLOW_HOME").unwrap_or_else(|| set("HOME").unwrap_or_default().join(".cache/flow"))
 }

@@ -13,7 +13,10 @@ pub fn visible() -> Vec<u32> {
 
 /// CUDA stops at the first entry that names no device, such as `-1`.
 fn visible_in(list: &str) -> u32 {
-    list.split(',').map(str::trim).take_while(|name| !name.is_empty() && !name.starts_with('-')).count() as u32
+    list.split(',')
+        .map(str::trim)
+        .take_while(|name| !name.is_empty() && !name.starts_with('-'))
+        .count() as u32
 }
 
 fn present(folder: &Path) -> u32 {
@@ -26,7 +29,16 @@ mod tests {
 
     #[test]
     fn the_list_ends_at_the_first_that_is_none() {
-        assert_eq!([visible_in(""), visible_in("0"), visible_in("0,1"), visible_in("-1,0"), visible_in("GPU-4e0c, 1")], [0, 1, 2, 0, 2]);
+        assert_eq!(
+            [
+                visible_in(""),
+                visible_in("0"),
+                visible_in("0,1"),
+                visible_in("-1,0"),
+                visible_in("GPU-4e0c, 1")
+            ],
+            [0, 1, 2, 0, 2]
+        );
     }
 
     #[test]

@@ -9,14 +9,19 @@ use crate::ops::Catalog;
 
 /// Whether something that will or may run is an op that this binary only knows by name.
 pub fn needed(plan: &Plan, catalog: &Catalog) -> bool {
-    plan.nodes.iter().any(|node| !matches!(node.state, NodeState::Cached { .. }) && catalog.run_fn(&node.op).is_none())
+    plan.nodes.iter().any(|node| {
+        !matches!(node.state, NodeState::Cached { .. }) && catalog.run_fn(&node.op).is_none()
+    })
 }
 
 /// Replaces this process by `flow-lm` with the same arguments; returns only where that fails.
 pub fn to_language_model() -> CliError {
     let missing = |what: String| {
         let help = "build it with the feature `torch` (`make build`), or run the part of the pipeline that needs no model (`--until`)";
-        CliError::failed(format!("this run needs a language model, and {what}"), Some(help.to_owned()))
+        CliError::failed(
+            format!("this run needs a language model, and {what}"),
+            Some(help.to_owned()),
+        )
     };
     let program = match std::env::current_exe() {
         Ok(path) => path.with_file_name("flow-lm"),
@@ -25,6 +30,11 @@ pub fn to_language_model() -> CliError {
     if !program.is_file() {
         return missing(format!("there is no `{}`", program.display()));
     }
-    let error = Command::new(&program).args(std::env::args_os().skip(1)).exec();
-    missing(format!("`{}` cannot be started: {error}", program.display()))
+    let error = Command::new(&program)
+        .args(std::env::args_os().skip(1))
+        .exec();
+    missing(format!(
+        "`{}` cannot be started: {error}",
+        program.display()
+    ))
 }

@@ -17,5 +17,6 @@ pub fn cancel_on_signal(cancel: &CancelToken, output: Output) -> Result<(), CliE
         cancel.cancel();
         output.tell("stopping: nothing new is started and running nodes save their progress; once more to end at once");
     };
-    ctrlc::set_handler(handler).map_err(|error| CliError::failed(format!("signals cannot be handled: {error}"), None))
+    ctrlc::set_handler(handler)
+        .map_err(|error| CliError::failed(format!("signals cannot be handled: {error}"), None))
 }

@@ -68,7 +68,11 @@ pub fn main(catalog: &Catalog) -> ExitCode {
         Err(error) => {
             // Help and version come this way too; where they cannot be printed there is nobody to tell.
             let _ = error.print();
-            return if error.use_stderr() { Exit::Wrong.into() } else { Exit::Ok.into() };
+            return if error.use_stderr() {
+                Exit::Wrong.into()
+            } else {
+                Exit::Ok.into()
+            };
         }
     };
     let output = Output::of_process();

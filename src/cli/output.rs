@@ -22,16 +22,26 @@ pub struct Output {
 impl Output {
     /// Looks at the terminal and at `NO_COLOR` (no-color.org).
     pub fn of_process() -> Self {
-        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         let (stdout, stderr) = (io::stdout().is_terminal(), io::stderr().is_terminal());
         let width = terminal_width(false);
-        Self { style: Style::new(colour && stdout), messages: Style::new(colour && stderr), width, terminal: stderr }
+        Self {
+            style: Style::new(colour && stdout),
+            messages: Style::new(colour && stderr),
+            width,
+            terminal: stderr,
+        }
     }
 
     /// A result.
     pub fn print(&self, text: &str) -> Result<(), CliError> {
         let mut stdout = io::stdout().lock();
-        let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+        let end = if text.is_empty() || text.ends_with('\n') {
+            ""
+        } else {
+            "\n"
+        };
         match write!(stdout, "{text}{end}").and_then(|()| stdout.flush()) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(CliError::Closed),
             other => Ok(other?),
@@ -80,13 +90,23 @@ impl Output {
 
     /// What shows a run while it is on.
     pub fn sink(&self) -> Box<dyn Sink> {
-        if self.terminal { Box::new(Progress::new(self.messages)) } else { Box::new(Lines::new(self.messages)) }
+        if self.terminal {
+            Box::new(Progress::new(self.messages))
+        } else {
+            Box::new(Lines::new(self.messages))
+        }
     }
 }
 
 /// Log lines of the program itself go to standard error as `FLOW_LOG` asks (`debug`, `flow::cache=trace`).
 pub fn start_logging() {
-    let Ok(filter) = std::env::var("FLOW_LOG") else { return };
+    let Ok(filter) = std::env::var("FLOW_LOG") else {
+        return;
+    };
     let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(filter);
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).compact().init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .compact()
+        .init();
 }

@@ -37,8 +37,19 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<Exit, CliError> {
-    let plan = show(&arguments.pipeline, &arguments.selection, arguments.offline, arguments.json, catalog, output)?;
-    Ok(if arguments.exit_code && plan.has_work() { Exit::Pending } else { Exit::Ok })
+    let plan = show(
+        &arguments.pipeline,
+        &arguments.selection,
+        arguments.offline,
+        arguments.json,
+        catalog,
+        output,
+    )?;
+    Ok(if arguments.exit_code && plan.has_work() {
+        Exit::Pending
+    } else {
+        Exit::Ok
+    })
 }
 
 /// Makes a plan without taking part in the cache, and prints it.
@@ -55,7 +66,13 @@ pub fn show(
     let folders = Folders::of_pipeline(&spec);
     let cache = Cache::open_read_only(&folders.cache)?;
     let sink = output.sink();
-    let outside = Outside { root: &folders.root, home: &folders.home, offline, cache: &cache, sink: &*sink };
+    let outside = Outside {
+        root: &folders.root,
+        home: &folders.home,
+        offline,
+        cache: &cache,
+        sink: &*sink,
+    };
     let plan = engine::plan(&graph, &cache, &selection.selection(), &outside, &*sink)?;
     if json {
         output.print_json(&as_json(&graph, &plan))?;
@@ -66,7 +83,9 @@ pub fn show(
 }
 
 fn as_json(graph: &Graph, plan: &Plan) -> serde_json::Value {
-    let count = |wanted: fn(&NodeState) -> bool| plan.nodes.iter().filter(|node| wanted(&node.state)).count();
+    let count = |wanted: fn(&NodeState) -> bool| {
+        plan.nodes.iter().filter(|node| wanted(&node.state)).count()
+    };
     json!({
         "pipeline": graph.name,
         "profile": graph.profile,
@@ -78,7 +97,12 @@ fn as_json(graph: &Graph, plan: &Plan) -> serde_json::Value {
 }
 
 fn as_text(plan: &Plan, style: Style) -> String {
-    let width = plan.nodes.iter().map(|node| node.name.len()).max().unwrap_or(0);
+    let width = plan
+        .nodes
+        .iter()
+        .map(|node| node.name.len())
+        .max()
+        .unwrap_or(0);
     let mut text = String::new();
     let (mut run, mut may) = (0, 0);
     for NodePlan { name, state, .. } in &plan.nodes {
@@ -86,14 +110,28 @@ fn as_text(plan: &Plan, style: Style) -> String {
         match state {
             NodeState::WillRun { reasons } => {
                 run += 1;
-                text.push_str(&format!("{}  {name}  {}\n", style.green("will run"), reasons_text(reasons)));
+                text.push_str(&format!(
+                    "{}  {name}  {}\n",
+                    style.green("will run"),
+                    reasons_text(reasons)
+                ));
             }
             NodeState::MayRun { upstreams } => {
                 may += 1;
-                let upstreams = upstreams.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-                text.push_str(&format!("{}   {name}  if {upstreams} gives something else than before\n", style.yellow("may run")));
+                let upstreams = upstreams
+                    .iter()
+                    .map(|name| format!("`{name}`"))
+                    .collect::<Vec<_>>()
+                    .join(", ");
+                text.push_str(&format!(
+                    "{}   {name}  if {upstreams} gives something else than before\n",
+                    style.yellow("may run")
+                ));
             }
-            NodeState::Cached { .. } => text.push_str(&format!("{}\n", style.dim(&format!("cached    {name}").trim_end().to_owned()))),
+            NodeState::Cached { .. } => text.push_str(&format!(
+                "{}\n",
+                style.dim(&format!("cached    {name}").trim_end().to_owned())
+            )),
         }
     }
     let cached = plan.nodes.len() - run - may;

@@ -14,12 +14,25 @@ pub fn find(folders: &Folders, name: &str) -> Result<PathBuf, CliError> {
 /// The whole record of the run that `name` means.
 pub fn show(folders: &Folders, name: &str) -> Result<RunView, CliError> {
     let folder = find(folders, name)?;
-    runs::show(&folder).map_err(|error| CliError::failed(format!("the record of the run `{name}` cannot be read: {error}"), None))
+    runs::show(&folder).map_err(|error| {
+        CliError::failed(
+            format!("the record of the run `{name}` cannot be read: {error}"),
+            None,
+        )
+    })
 }
 
 impl From<FindError> for CliError {
     fn from(error: FindError) -> Self {
-        let exit = if matches!(error, FindError::Io(_)) { Exit::Failed } else { Exit::Wrong };
-        Self::Message { message: error.to_string(), help: error.help().map(str::to_owned), exit }
+        let exit = if matches!(error, FindError::Io(_)) {
+            Exit::Failed
+        } else {
+            Exit::Wrong
+        };
+        Self::Message {
+            message: error.to_string(),
+            help: error.help().map(str::to_owned),
+            exit,
+        }
     }
 }

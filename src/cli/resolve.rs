@@ -21,8 +21,16 @@ pub struct Outside<'a> {
 impl Outside<'_> {
     /// Progress of a transfer, shown as that of a node named after what is fetched.
     fn fetching(&self, what: &str, done: u64, total: u64) {
-        let progress = crate::engine::Progress { done, total, unit: "bytes".to_owned(), note: String::new() };
-        self.sink.event(&Event::now(EventKind::Progress { node: what.to_owned(), progress }));
+        let progress = crate::engine::Progress {
+            done,
+            total,
+            unit: "bytes".to_owned(),
+            note: String::new(),
+        };
+        self.sink.event(&Event::now(EventKind::Progress {
+            node: what.to_owned(),
+            progress,
+        }));
     }
 }
 
@@ -34,18 +42,29 @@ impl Resolve for Outside<'_> {
             digest: &|path| self.cache.digest_path(path),
             fetching: &|what, done, total| self.fetching(what, done, total),
         };
-        let found = resolver.resolve(model).map_err(|error| ResolveError { message: error.message, help: error.help })?;
+        let found = resolver.resolve(model).map_err(|error| ResolveError {
+            message: error.message,
+            help: error.help,
+        })?;
         if let Some(message) = found.note {
-            self.sink.event(&Event::now(EventKind::Log { node: None, level: Level::Warn, message }));
+            self.sink.event(&Event::now(EventKind::Log {
+                node: None,
+                level: Level::Warn,
+                message,
+            }));
         }
         Ok((found.path, found.digest))
     }
 
     fn fetch(&self, data: &PathInput) -> Result<PathBuf, ResolveError> {
         let Some(url) = &data.url else {
-            return Err(ResolveError::new(format!("there is no `{}`", data.path.display()), "put it there, or give a `url`"));
+            return Err(ResolveError::new(
+                format!("there is no `{}`", data.path.display()),
+                "put it there, or give a `url`",
+            ));
         };
         let fetching = |what: &str, done: u64, total: u64| self.fetching(what, done, total);
-        download::fetch(url, data.digest, self.home, self.offline, &fetching).map_err(|error| ResolveError::new(error.to_string(), error.help()))
+        download::fetch(url, data.digest, self.home, self.offline, &fetching)
+            .map_err(|error| ResolveError::new(error.to_string(), error.help()))
     }
 }

@@ -15,7 +15,12 @@ const MOST_ROWS: u64 = 20;
 const MOST_TABLES: usize = 4;
 
 /// Prints every table of at most 20 rows that no other node reads, under the name the user knows it by.
-pub fn print(graph: &Graph, outcome: &RunOutcome, cache: &Cache, output: &Output) -> Result<(), CliError> {
+pub fn print(
+    graph: &Graph,
+    outcome: &RunOutcome,
+    cache: &Cache,
+    output: &Output,
+) -> Result<(), CliError> {
     let read: HashSet<(&str, &str)> = graph
         .dag
         .node_weights()
@@ -25,7 +30,9 @@ pub fn print(graph: &Graph, outcome: &RunOutcome, cache: &Cache, output: &Output
     let mut small = Vec::new();
     for node in &outcome.nodes {
         for (name, artifact) in &node.outputs {
-            let is_small = artifact.rows.is_some_and(|rows| (1..=MOST_ROWS).contains(&rows));
+            let is_small = artifact
+                .rows
+                .is_some_and(|rows| (1..=MOST_ROWS).contains(&rows));
             if is_small && !read.contains(&(node.name.as_str(), name.as_str())) {
                 small.push((format!("{}.{name}", node.name), artifact));
             }
@@ -39,7 +46,11 @@ pub fn print(graph: &Graph, outcome: &RunOutcome, cache: &Cache, output: &Output
         let name = exported.map_or(full.as_str(), |(name, _)| name);
         let inputs = BTreeMap::from([("data".to_owned(), artifact.clone())]);
         let rows = cache.with_views(&inputs, |connection| Rows::read(connection, "from data"))?;
-        output.print(&format!("\n{}\n{}", output.style.bold(name), rows.as_text(output.width)))?;
+        output.print(&format!(
+            "\n{}\n{}",
+            output.style.bold(name),
+            rows.as_text(output.width)
+        ))?;
     }
     Ok(())
 }

@@ -19,7 +19,9 @@ impl Rows {
     /// Runs a query; DuckDB itself turns values of every type into JSON.
     pub fn read(connection: &Connection, query: &str) -> Result<Self, CliError> {
         let failed = |error: duckdb::Error| CacheError::Query(error.to_string());
-        let mut statement = connection.prepare(&format!("describe {query}")).map_err(failed)?;
+        let mut statement = connection
+            .prepare(&format!("describe {query}"))
+            .map_err(failed)?;
         let names = statement.query_map([], |row| row.get(0)).map_err(failed)?;
         let columns = names.collect::<Result<Vec<String>, _>>().map_err(failed)?;
         let as_json = format!("select to_json(row_)::varchar from (\n{query}\n) row_");
@@ -41,7 +43,12 @@ impl Rows {
     /// A table no wider than `width`, long texts cut.
     pub fn as_text(&self, width: Option<u16>) -> String {
         let header: Vec<_> = self.columns.iter().map(String::as_str).collect();
-        let row = |row: &Map<String, Value>| self.columns.iter().map(|column| cell(row.get(column))).collect();
+        let row = |row: &Map<String, Value>| {
+            self.columns
+                .iter()
+                .map(|column| cell(row.get(column)))
+                .collect()
+        };
         let rows: Vec<Vec<_>> = self.rows.iter().map(row).collect();
         table(&header, &rows, width)
     }
@@ -52,7 +59,9 @@ fn cell(value: Option<&Value>) -> String {
     let text = match value {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => text.replace(['\n', '\t', '\r'], " "),
-        Some(Value::Number(number)) if number.is_f64() => crate::ui::number(number.as_f64().unwrap_or_default()),
+        Some(Value::Number(number)) if number.is_f64() => {
+            crate::ui::number(number.as_f64().unwrap_or_default())
+        }
         Some(other) => other.to_string(),
     };
     if text.chars().count() <= SHOWN_TEXT {

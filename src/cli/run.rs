@@ -45,7 +45,14 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<Exit, CliError> {
     if arguments.dry_run {
-        plan::show(&arguments.pipeline, &arguments.selection, arguments.offline, false, catalog, output)?;
+        plan::show(
+            &arguments.pipeline,
+            &arguments.selection,
+            arguments.offline,
+            false,
+            catalog,
+            output,
+        )?;
         return Ok(Exit::Ok);
     }
     let spec = arguments.pipeline.load()?;
@@ -63,14 +70,23 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
         cache: &cache,
         sink: &*screen,
     };
-    let plan = engine::plan(&graph, &cache, &arguments.selection.selection(), &outside, &*screen)?;
+    let plan = engine::plan(
+        &graph,
+        &cache,
+        &arguments.selection.selection(),
+        &outside,
+        &*screen,
+    )?;
     if handover::needed(&plan, catalog) {
         // The lock goes with the cache; the other program takes it again.
         drop(cache);
         return Err(handover::to_language_model());
     }
     let record = start_record(&spec, &graph, &folders, &id, output);
-    let sinks = Both { screen: &*screen, record: record.as_ref() };
+    let sinks = Both {
+        screen: &*screen,
+        record: record.as_ref(),
+    };
     let options = RunOptions {
         id: id.clone(),
         jobs: arguments.jobs.map_or_else(cores, NonZeroU32::get),
@@ -105,7 +121,13 @@ impl Sink for Both<'_> {
 }
 
 /// A record that cannot be kept is said so, and the run goes on without.
-fn start_record(spec: &PipelineSpec, graph: &Graph, folders: &Folders, id: &str, output: &Output) -> Option<Recorder> {
+fn start_record(
+    spec: &PipelineSpec,
+    graph: &Graph,
+    folders: &Folders,
+    id: &str,
+    output: &Output,
+) -> Option<Recorder> {
     let run = NewRun {
         id,
         pipeline: &graph.name,
@@ -123,12 +145,20 @@ fn start_record(spec: &PipelineSpec, graph: &Graph, folders: &Folders, id: &str,
 }
 
 /// Waits for whoever runs on the same cache, and says so once.
-fn open_cache(folders: &Folders, id: &str, cancel: &CancelToken, output: &Output) -> Result<Cache, CliError> {
+fn open_cache(
+    folders: &Folders,
+    id: &str,
+    cancel: &CancelToken,
+    output: &Output,
+) -> Result<Cache, CliError> {
     let mut told = false;
     let lock = RunLock::acquire(&folders.cache, &Holder::new(id), |holder| {
         if !std::mem::replace(&mut told, true) {
             let holder = holder.map_or_else(|| "another process".to_owned(), Holder::to_string);
-            output.tell(&format!("waiting: the cache `{}` is used by {holder}", folders.cache.display()));
+            output.tell(&format!(
+                "waiting: the cache `{}` is used by {holder}",
+                folders.cache.display()
+            ));
         }
         !cancel.is_cancelled()
     })?;
@@ -142,11 +172,22 @@ fn cores() -> u32 {
 /// The last lines: what went wrong first, and what was done.
 fn conclude(outcome: &RunOutcome, record: &Path, id: &str, output: &Output) -> Exit {
     if let Some(failure) = &outcome.headline {
-        let node = failure.node.as_ref().map(|node| format!("`{node}` failed: ")).unwrap_or_default();
-        output.failure(&format!("{node}{}", failure.message), failure.help.as_deref());
+        let node = failure
+            .node
+            .as_ref()
+            .map(|node| format!("`{node}` failed: "))
+            .unwrap_or_default();
+        output.failure(
+            &format!("{node}{}", failure.message),
+            failure.help.as_deref(),
+        );
         let log = failure.node.as_ref().map(|node| log_path(record, node));
         if let Some(log) = log.filter(|log| log.is_file()) {
-            output.tell(&format!("  {} {}", output.messages.cyan("log:"), display(&log)));
+            output.tell(&format!(
+                "  {} {}",
+                output.messages.cyan("log:"),
+                display(&log)
+            ));
         }
     }
     output.tell(&summary(outcome, id));
@@ -159,16 +200,44 @@ fn conclude(outcome: &RunOutcome, record: &Path, id: &str, output: &Output) -> E
 
 /// `finished in 12.3 s: 3 ran, 9 cached (run 20261123-231501-ab12)`.
 fn summary(outcome: &RunOutcome, id: &str) -> String {
-    let count = |status| outcome.nodes.iter().filter(|node| node.status == status).count();
-    let counts = [(NodeStatus::Failed, "failed"), (NodeStatus::Skipped, "skipped"), (NodeStatus::Ran, "ran"), (NodeStatus::Cached, "cached")];
-    let counts = counts.map(|(status, word)| (count(status), word)).into_iter().filter(|(count, _)| *count > 0);
-    let counts = counts.map(|(count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", ");
-    let counts = if counts.is_empty() { "nothing to do".to_owned() } else { counts };
+    let count = |status| {
+        outcome
+            .nodes
+            .iter()
+            .filter(|node| node.status == status)
+            .count()
+    };
+    let counts = [
+        (NodeStatus::Failed, "failed"),
+        (NodeStatus::Skipped, "skipped"),
+        (NodeStatus::Ran, "ran"),
+        (NodeStatus::Cached, "cached"),
+    ];
+    let counts = counts
+        .map(|(status, word)| (count(status), word))
+        .into_iter()
+        .filter(|(count, _)| *count > 0);
+    let counts = counts
+        .map(|(count, word)| format!("{count} {word}"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let counts = if counts.is_empty() {
+        "nothing to do".to_owned()
+    } else {
+        counts
+    };
     let state = match outcome.state {
         RunState::Finished => "finished",
         RunState::Interrupted => "interrupted",
         RunState::Failed | RunState::Running => "failed",
     };
-    let again = if outcome.state == RunState::Interrupted { "; the same command goes on from here" } else { "" };
-    format!("{state} in {}: {counts} (run {id}){again}", seconds(outcome.seconds))
+    let again = if outcome.state == RunState::Interrupted {
+        "; the same command goes on from here"
+    } else {
+        ""
+    };
+    format!(
+        "{state} in {}: {counts} (run {id}){again}",
+        seconds(outcome.seconds)
+    )
 }

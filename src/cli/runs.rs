@@ -28,12 +28,26 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     if arguments.json {
         output.print_json(&json!(heads))?;
     } else if heads.is_empty() {
-        output.tell(&format!("there are no runs in `{}`; `flow run PIPELINE` makes the first", folders.runs.display()));
+        output.tell(&format!(
+            "there are no runs in `{}`; `flow run PIPELINE` makes the first",
+            folders.runs.display()
+        ));
     } else {
-        let rows: Vec<_> = heads.iter().take(arguments.limit).map(|head| row(head, output)).collect();
-        output.print(&table(&["run", "pipeline", "profile", "state", "time", "nodes"], &rows, None))?;
+        let rows: Vec<_> = heads
+            .iter()
+            .take(arguments.limit)
+            .map(|head| row(head, output))
+            .collect();
+        output.print(&table(
+            &["run", "pipeline", "profile", "state", "time", "nodes"],
+            &rows,
+            None,
+        ))?;
         if heads.len() > arguments.limit {
-            output.tell(&format!("{} more; `--limit` shows them", heads.len() - arguments.limit));
+            output.tell(&format!(
+                "{} more; `--limit` shows them",
+                heads.len() - arguments.limit
+            ));
         }
     }
     Ok(Exit::Ok)
@@ -52,6 +66,11 @@ fn row(head: &Head, output: &Output) -> Vec<String> {
 
 /// `3 ran, 9 cached`.
 pub fn counts(head: &Head) -> String {
-    let known = ["failed", "skipped", "ran", "cached"].into_iter().filter_map(|name| Some((name, *head.counts.get(name)?)));
-    known.map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
+    let known = ["failed", "skipped", "ran", "cached"]
+        .into_iter()
+        .filter_map(|name| Some((name, *head.counts.get(name)?)));
+    known
+        .map(|(name, count)| format!("{count} {name}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -27,7 +27,10 @@ enum Subject {
 }
 
 pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<Exit, CliError> {
-    let mut uses: Interfaces = catalog.names().filter_map(|name| Some((name.to_owned(), catalog.get(name)?.interface()))).collect();
+    let mut uses: Interfaces = catalog
+        .names()
+        .filter_map(|name| Some((name.to_owned(), catalog.get(name)?.interface())))
+        .collect();
     let schema = match arguments.subject {
         Subject::Stage => schema::stage(&uses),
         Subject::Pipeline => {
@@ -45,7 +48,8 @@ fn stages(output: &Output) -> Interfaces {
     let mut found = Interfaces::new();
     for name in StageFolder::names(&root) {
         let (mut sources, mut problems) = (Sources::default(), Problems::new());
-        let stage = StageFolder::find(&root, &name).and_then(|folder| StageSpec::load(folder, &name, &mut sources, &mut problems));
+        let stage = StageFolder::find(&root, &name)
+            .and_then(|folder| StageSpec::load(folder, &name, &mut sources, &mut problems));
         match stage.filter(|_| problems.is_empty()) {
             Some(stage) => {
                 found.insert(name, stage.interface);

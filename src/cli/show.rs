@@ -36,21 +36,47 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
 
 fn as_text(view: &RunView, style: Style) -> String {
     let head = &view.head;
-    let profile = head.profile.as_ref().map(|profile| format!(" with profile {profile}")).unwrap_or_default();
-    let took = head.seconds.map(|took| format!(" in {}", seconds(took))).unwrap_or_default();
-    let mut text = format!("run {}: {}{profile}\n{}{took}, started {}: {}\n\n", style.bold(&head.id), head.pipeline, state_text(head.state, style), head.started, counts(head));
+    let profile = head
+        .profile
+        .as_ref()
+        .map(|profile| format!(" with profile {profile}"))
+        .unwrap_or_default();
+    let took = head
+        .seconds
+        .map(|took| format!(" in {}", seconds(took)))
+        .unwrap_or_default();
+    let mut text = format!(
+        "run {}: {}{profile}\n{}{took}, started {}: {}\n\n",
+        style.bold(&head.id),
+        head.pipeline,
+        state_text(head.state, style),
+        head.started,
+        counts(head)
+    );
     let rows: Vec<_> = view.nodes.iter().map(|node| row(node, style)).collect();
-    text.push_str(&table(&["node", "op", "status", "time", "outputs"], &rows, None));
+    text.push_str(&table(
+        &["node", "op", "status", "time", "outputs"],
+        &rows,
+        None,
+    ));
     for node in &view.unfinished {
         text.push_str(&format!("{node}  {}\n", style.yellow("not finished")));
     }
     if !head.metrics.is_empty() {
-        let rows: Vec<_> = head.metrics.iter().map(|(name, value)| vec![name.clone(), number(*value)]).collect();
+        let rows: Vec<_> = head
+            .metrics
+            .iter()
+            .map(|(name, value)| vec![name.clone(), number(*value)])
+            .collect();
         text.push_str(&format!("\n{}", table(&["metric", "value"], &rows, None)));
     }
     for node in &view.nodes {
         if let (NodeStatus::Failed, Some(error)) = (node.status, &node.error) {
-            text.push_str(&format!("\n{} `{}`: {error}\n", style.red("error:"), node.name));
+            text.push_str(&format!(
+                "\n{} `{}`: {error}\n",
+                style.red("error:"),
+                node.name
+            ));
         }
     }
     text
@@ -61,8 +87,18 @@ fn row(node: &NodeView, style: Style) -> Vec<String> {
         Some(rows) => format!("{} ({})", output.name, plural(rows, "row")),
         None => format!("{} ({})", output.name, bytes(output.bytes)),
     });
-    let took = if node.status == NodeStatus::Ran { seconds(node.seconds) } else { String::new() };
-    vec![node.name.clone(), node.op.clone(), status_text(node.status, style), took, outputs.collect::<Vec<_>>().join(", ")]
+    let took = if node.status == NodeStatus::Ran {
+        seconds(node.seconds)
+    } else {
+        String::new()
+    };
+    vec![
+        node.name.clone(),
+        node.op.clone(),
+        status_text(node.status, style),
+        took,
+        outputs.collect::<Vec<_>>().join(", "),
+    ]
 }
 
 fn status_text(status: NodeStatus, style: Style) -> String {

@@ -34,12 +34,20 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     let view = record::show(&folders, &arguments.run)?;
     let names: Vec<_> = view.nodes.iter().map(|node| node.name.as_str()).collect();
     let of_stage = format!("{}.", arguments.node);
-    let asked: Vec<_> = names.iter().filter(|name| **name == arguments.node || name.starts_with(&of_stage)).collect();
+    let asked: Vec<_> = names
+        .iter()
+        .filter(|name| **name == arguments.node || name.starts_with(&of_stage))
+        .collect();
     if asked.is_empty() {
         let guess = suggest::closest(&arguments.node, names.iter().copied());
-        let guess = guess.map(|name| format!("did you mean `{name}`? ")).unwrap_or_default();
+        let guess = guess
+            .map(|name| format!("did you mean `{name}`? "))
+            .unwrap_or_default();
         let help = format!("{guess}its nodes are {}", suggest::list(names));
-        return Err(CliError::wrong(format!("the run {} has no node `{}`", view.head.id, arguments.node), help));
+        return Err(CliError::wrong(
+            format!("the run {} has no node `{}`", view.head.id, arguments.node),
+            help,
+        ));
     }
     let mut answers = Vec::new();
     for node in asked {
@@ -60,10 +68,16 @@ fn as_text(why: &Why) -> String {
     let mut text = match why.status {
         NodeStatus::Ran => format!("`{node}` ran in {run}:\n"),
         NodeStatus::Failed => format!("`{node}` ran in {run} and failed:\n"),
-        NodeStatus::Skipped => format!("`{node}` was skipped in {run}: something it needs did not finish\n"),
+        NodeStatus::Skipped => {
+            format!("`{node}` was skipped in {run}: something it needs did not finish\n")
+        }
         NodeStatus::Cached => match &why.made_by {
-            Some(maker) => format!("`{node}` was cached in {run}: nothing it depends on had changed since {maker}, which made its result\n"),
-            None => format!("`{node}` was cached in {run}: nothing it depends on had changed since its result was made\n"),
+            Some(maker) => format!(
+                "`{node}` was cached in {run}: nothing it depends on had changed since {maker}, which made its result\n"
+            ),
+            None => format!(
+                "`{node}` was cached in {run}: nothing it depends on had changed since its result was made\n"
+            ),
         },
     };
     for reason in &why.reasons {

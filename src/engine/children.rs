@@ -23,7 +23,12 @@ struct Child {
 
 /// Notes that a process works in `scratch`. Written before the process starts (without a number) and again after.
 pub fn record(scratch: &Path, pid: Option<u32>) -> std::io::Result<()> {
-    let child = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(|pid| Some(Child { pid, start: Process::read(pid)?.start }));
+    let child = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(|pid| {
+        Some(Child {
+            pid,
+            start: Process::read(pid)?.start,
+        })
+    });
     fs::write(scratch.join(RECORD), serde_json::to_vec(&child)?)
 }
 
@@ -34,13 +39,18 @@ pub fn forget(scratch: &Path) -> std::io::Result<()> {
 
 /// Ends all processes left over from earlier runs that work in scratch folders under `partials`.
 pub(super) fn end_leftovers(partials: &Path) -> std::io::Result<()> {
-    let Ok(folders) = fs::read_dir(partials) else { return Ok(()) };
+    let Ok(folders) = fs::read_dir(partials) else {
+        return Ok(());
+    };
     let scratches: Vec<PathBuf> = folders
         .filter_map(|folder| Some(folder.ok()?.path()))
         .filter(|folder| folder.join(RECORD).exists())
         .collect();
     for scratch in scratches {
-        let child: Option<Child> = fs::read(scratch.join(RECORD)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).flatten();
+        let child: Option<Child> = fs::read(scratch.join(RECORD))
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .flatten();
         // A killed process may have started another a moment before: look again until none is left.
         for _ in 0..50 {
             let left = leftovers(&scratch, child)?;
@@ -62,14 +72,24 @@ pub(super) fn end_leftovers(partials: &Path) -> std::io::Result<()> {
 /// the child's group while the child itself is alive (its number alone could belong to somebody else by now).
 fn leftovers(scratch: &Path, child: Option<Child>) -> std::io::Result<Vec<Pid>> {
     let marker = format!("OUT={}/", scratch.display());
-    let group = child.filter(|child| Process::read(child.pid).is_some_and(|process| process.start == child.start)).map(|child| child.pid);
+    let group = child
+        .filter(|child| {
+            Process::read(child.pid).is_some_and(|process| process.start == child.start)
+        })
+        .map(|child| child.pid);
     let mut left = Vec::new();
     for item in fs::read_dir("/proc")? {
         let name = item?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let Some(process) = Process::read(pid).filter(|process| process.state != 'Z') else { continue };
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let Some(process) = Process::read(pid).filter(|process| process.state != 'Z') else {
+            continue;
+        };
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        let marked = environment.split(|&byte| byte == 0).any(|variable| variable.starts_with(marker.as_bytes()));
+        let marked = environment
+            .split(|&byte| byte == 0)
+            .any(|variable| variable.starts_with(marker.as_bytes()));
         if marked || group == Some(process.group) {
             left.extend(Pid::from_raw(pid));
         }
@@ -88,7 +108,11 @@ impl Process {
     fn read(pid: i32) -> Option<Self> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-        Some(Self { state: fields.first()?.chars().next()?, group: fields.get(2)?.parse().ok()?, start: fields.get(19)?.parse().ok()? })
+        Some(Self {
+            state: fields.first()?.chars().next()?,
+            group: fields.get(2)?.parse().ok()?,
+            start: fields.get(19)?.parse().ok()?,
+        })
     }
 }
 
@@ -106,10 +130,18 @@ mod tests {
         fs::create_dir(&scratch).unwrap();
         record(&scratch, None).unwrap();
         let mut shell = Command::new("sh");
-        shell.args(["-c", "sleep 60 & echo $! > pid; kill -9 $$"]).current_dir(&scratch).env("OUT", scratch.join("out")).process_group(0);
+        shell
+            .args(["-c", "sleep 60 & echo $! > pid; kill -9 $$"])
+            .current_dir(&scratch)
+            .env("OUT", scratch.join("out"))
+            .process_group(0);
         let mut child = shell.spawn().unwrap();
         child.wait().unwrap();
-        let pid: i32 = fs::read_to_string(scratch.join("pid")).unwrap().trim().parse().unwrap();
+        let pid: i32 = fs::read_to_string(scratch.join("pid"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
         assert!(Process::read(pid).is_some_and(|process| process.state != 'Z'));
         end_leftovers(folder.path()).unwrap();
         assert!(Process::read(pid).is_none_or(|process| process.state == 'Z'));
@@ -119,7 +151,10 @@ mod tests {
     #[test]
     fn another_process_of_the_same_number_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let child = Child { pid: std::process::id() as i32, start: 1 };
+        let child = Child {
+            pid: std::process::id() as i32,
+            start: 1,
+        };
         assert_eq!(leftovers(folder.path(), Some(child)).unwrap(), []);
     }
 }

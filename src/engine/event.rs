@@ -19,14 +19,35 @@ pub struct Event {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
-    RunStarted { id: String, pipeline: String, nodes: usize },
+    RunStarted {
+        id: String,
+        pipeline: String,
+        nodes: usize,
+    },
     /// Something is fetched from outside before the run (an archive, a model).
-    Fetching { what: String },
-    NodeStarted { node: String, op: String, reasons: Vec<Reason> },
-    Progress { node: String, progress: Progress },
+    Fetching {
+        what: String,
+    },
+    NodeStarted {
+        node: String,
+        op: String,
+        reasons: Vec<Reason>,
+    },
+    Progress {
+        node: String,
+        progress: Progress,
+    },
     /// A metric at a step of a node's own axis (`train/loss` at step 12).
-    Metric { node: String, step: u64, values: BTreeMap<String, f64> },
-    Log { node: Option<String>, level: Level, message: String },
+    Metric {
+        node: String,
+        step: u64,
+        values: BTreeMap<String, f64>,
+    },
+    Log {
+        node: Option<String>,
+        level: Level,
+        message: String,
+    },
     NodeFinished {
         node: String,
         op: String,
@@ -38,7 +59,10 @@ pub enum EventKind {
         metrics: BTreeMap<String, f64>,
         error: Option<String>,
     },
-    RunFinished { state: RunState, seconds: f64 },
+    RunFinished {
+        state: RunState,
+        seconds: f64,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,7 +109,9 @@ pub trait Sink: Send + Sync {
 
 impl Event {
     pub fn now(kind: EventKind) -> Self {
-        let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
+        let time = jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H:%M:%S.%3fZ")
+            .to_string();
         Self { time, kind }
     }
 }

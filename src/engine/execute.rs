@@ -24,11 +24,22 @@ pub(super) struct Task<'run> {
 }
 
 /// Runs a task to its commit.
-pub(super) fn execute(task: Task<'_>, cache: &Cache, options: &RunOptions, sink: &dyn Sink) -> Result<Arc<Entry>, OpError> {
+pub(super) fn execute(
+    task: Task<'_>,
+    cache: &Cache,
+    options: &RunOptions,
+    sink: &dyn Sink,
+) -> Result<Arc<Entry>, OpError> {
     let start = Instant::now();
     let node = task.node;
     let run = task.run.ok_or_else(|| {
-        OpError::with_help(format!("`{}` needs the language-model runtime, which this program does not have", node.op), "run it with `flow-lm`")
+        OpError::with_help(
+            format!(
+                "`{}` needs the language-model runtime, which this program does not have",
+                node.op
+            ),
+            "run it with `flow-lm`",
+        )
     })?;
     let fingerprint = task.manifest.fingerprint();
     let scratch = cache.scratch_path(fingerprint);
@@ -37,7 +48,17 @@ pub(super) fn execute(task: Task<'_>, cache: &Cache, options: &RunOptions, sink:
         node,
         fingerprint,
         inputs: task.inputs,
-        models: task.facts.models.iter().map(|(param, place)| (param.clone(), (place.clone(), task.facts.model_digests[param]))).collect(),
+        models: task
+            .facts
+            .models
+            .iter()
+            .map(|(param, place)| {
+                (
+                    param.clone(),
+                    (place.clone(), task.facts.model_digests[param]),
+                )
+            })
+            .collect(),
         paths: task.facts.paths.clone(),
         scratch,
         root: task.root.to_path_buf(),
@@ -49,26 +70,49 @@ pub(super) fn execute(task: Task<'_>, cache: &Cache, options: &RunOptions, sink:
         sink,
         outputs: Outputs::default(),
     };
-    let outputs = catch_unwind(AssertUnwindSafe(|| run(&mut context))).unwrap_or_else(|panic| Err(panicked(&*panic)))?;
+    let outputs = catch_unwind(AssertUnwindSafe(|| run(&mut context)))
+        .unwrap_or_else(|panic| Err(panicked(&*panic)))?;
     check_outputs(node, &outputs)?;
     check_data(node, task.facts, cache)?;
     let seconds = start.elapsed().as_secs_f64();
     let Outputs { artifacts, metrics } = outputs;
-    let new = NewEntry { pipeline: task.pipeline, node: &node.name, op: &node.op, manifest: &task.manifest, outputs: artifacts, metrics, seconds };
+    let new = NewEntry {
+        pipeline: task.pipeline,
+        node: &node.name,
+        op: &node.op,
+        manifest: &task.manifest,
+        outputs: artifacts,
+        metrics,
+        seconds,
+    };
     Ok(cache.commit(new)?)
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> OpError {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    OpError::with_help(format!("the op panicked: {}", text.unwrap_or("no message")), "this is a mistake in flow itself; please report it")
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    OpError::with_help(
+        format!("the op panicked: {}", text.unwrap_or("no message")),
+        "this is a mistake in flow itself; please report it",
+    )
 }
 
 fn check_outputs(node: &Node, outputs: &Outputs) -> Result<(), OpError> {
     for promised in &node.outputs {
         match outputs.artifacts.get(&promised.name) {
-            None => return Err(OpError::new(format!("the op `{}` did not give its output `{}`", node.op, promised.name))),
+            None => {
+                return Err(OpError::new(format!(
+                    "the op `{}` did not give its output `{}`",
+                    node.op, promised.name
+                )));
+            }
             Some(artifact) if artifact.kind != promised.kind => {
-                return Err(OpError::new(format!("the op `{}` gave another kind of artifact as `{}` than it promised", node.op, promised.name)));
+                return Err(OpError::new(format!(
+                    "the op `{}` gave another kind of artifact as `{}` than it promised",
+                    node.op, promised.name
+                )));
             }
             Some(_) => {}
         }
@@ -87,7 +131,11 @@ fn check_data(node: &Node, facts: &Facts, cache: &Cache) -> Result<(), OpError> 
         };
         if moved {
             return Err(OpError::with_help(
-                format!("`{}` changed while `{}` was reading it; nothing was recorded", path.display(), node.name),
+                format!(
+                    "`{}` changed while `{}` was reading it; nothing was recorded",
+                    path.display(),
+                    node.name
+                ),
                 "run again once it is no longer written to",
             ));
         }

@@ -39,13 +39,35 @@ pub struct Failure {
 
 impl Failure {
     pub(super) fn of(node: &str, error: &OpError) -> Self {
-        Self { node: Some(node.to_owned()), message: error.to_string(), help: error.help() }
+        Self {
+            node: Some(node.to_owned()),
+            message: error.to_string(),
+            help: error.help(),
+        }
     }
 }
 
 impl NodeOutcome {
     pub(super) fn event(&self) -> EventKind {
-        let Self { name, op, status, seconds, fingerprint, outputs, metrics, error } = self.clone();
-        EventKind::NodeFinished { node: name, op, status, seconds, fingerprint, outputs, metrics, error }
+        let Self {
+            name,
+            op,
+            status,
+            seconds,
+            fingerprint,
+            outputs,
+            metrics,
+            error,
+        } = self.clone();
+        EventKind::NodeFinished {
+            node: name,
+            op,
+            status,
+            seconds,
+            fingerprint,
+            outputs,
+            metrics,
+            error,
+        }
     }
 }

@@ -32,9 +32,21 @@ impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::New => f.write_str("first run"),
-            Self::Changed(PartChange { part, old: Some(old), new: Some(new) }) => write!(f, "{part}: {old} → {new}"),
-            Self::Changed(PartChange { part, old: None, new }) => write!(f, "{part}: added {}", new.as_deref().unwrap_or_default()),
-            Self::Changed(PartChange { part, old: Some(old), new: None }) => write!(f, "{part}: removed {old}"),
+            Self::Changed(PartChange {
+                part,
+                old: Some(old),
+                new: Some(new),
+            }) => write!(f, "{part}: {old} → {new}"),
+            Self::Changed(PartChange {
+                part,
+                old: None,
+                new,
+            }) => write!(f, "{part}: added {}", new.as_deref().unwrap_or_default()),
+            Self::Changed(PartChange {
+                part,
+                old: Some(old),
+                new: None,
+            }) => write!(f, "{part}: removed {old}"),
             Self::Forced => f.write_str("forced"),
             Self::Damaged { problem } => f.write_str(problem),
         }
@@ -45,10 +57,18 @@ impl std::fmt::Display for Reason {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum NodeState {
-    WillRun { reasons: Vec<Reason> },
+    WillRun {
+        reasons: Vec<Reason>,
+    },
     /// These upstream nodes run; if what they give is what they gave before, this one is cached.
-    MayRun { upstreams: Vec<String> },
-    Cached { fingerprint: Fingerprint, #[serde(skip)] entry: Arc<Entry> },
+    MayRun {
+        upstreams: Vec<String>,
+    },
+    Cached {
+        fingerprint: Fingerprint,
+        #[serde(skip)]
+        entry: Arc<Entry>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -79,44 +99,85 @@ pub(super) struct Facts {
 
 impl Facts {
     pub(super) fn manifest(&self, node: &Node, inputs: BTreeMap<String, Digest>) -> Manifest {
-        Manifest::new(node, inputs, self.path_digests.clone(), self.model_digests.clone())
+        Manifest::new(
+            node,
+            inputs,
+            self.path_digests.clone(),
+            self.model_digests.clone(),
+        )
     }
 }
 
 impl Plan {
     /// Whether any node runs for sure or perhaps.
     pub fn has_work(&self) -> bool {
-        self.nodes.iter().any(|node| !matches!(node.state, NodeState::Cached { .. }))
+        self.nodes
+            .iter()
+            .any(|node| !matches!(node.state, NodeState::Cached { .. }))
     }
 
     /// Whether a node that will or may run needs the language-model runtime.
     pub fn needs_language_model(&self, graph: &Graph, catalog: &Catalog) -> bool {
         let runs = |(plan, index): (&NodePlan, &NodeIndex)| {
             let node = &graph.dag[*index];
-            !matches!(plan.state, NodeState::Cached { .. }) && catalog.get(&node.op).is_some_and(|op| op.needs_language_model(node))
+            !matches!(plan.state, NodeState::Cached { .. })
+                && catalog
+                    .get(&node.op)
+                    .is_some_and(|op| op.needs_language_model(node))
         };
         self.nodes.iter().zip(&self.indices).any(runs)
     }
 }
 
 /// Hashes outside data, resolves models and looks every node up.
-pub fn plan(graph: &Graph, cache: &Cache, selection: &Selection, resolver: &dyn Resolve, sink: &dyn Sink) -> Result<Plan, EngineError> {
+pub fn plan(
+    graph: &Graph,
+    cache: &Cache,
+    selection: &Selection,
+    resolver: &dyn Resolve,
+    sink: &dyn Sink,
+) -> Result<Plan, EngineError> {
     let selected = selection.apply(graph)?;
-    let indices: Vec<NodeIndex> =
-        graph.order.iter().copied().filter(|index| selected.nodes.contains(index) || selected.needed.contains(index)).collect();
+    let indices: Vec<NodeIndex> = graph
+        .order
+        .iter()
+        .copied()
+        .filter(|index| selected.nodes.contains(index) || selected.needed.contains(index))
+        .collect();
     let facts = gather(graph, &indices, cache, resolver, sink)?;
-    let mut planner = Planner { graph, cache, known: HashMap::new(), past: None };
+    let mut planner = Planner {
+        graph,
+        cache,
+        known: HashMap::new(),
+        past: None,
+    };
     let mut nodes = Vec::with_capacity(indices.len());
     for &index in &indices {
         let node = &graph.dag[index];
         let state = planner.state(index, &facts[&index], selected.forced.contains(&index))?;
         if selected.needed.contains(&index) && !matches!(state, NodeState::Cached { .. }) {
-            let below = graph.order.iter().find(|below| selected.nodes.contains(below)).map(|&below| graph.dag[below].name.clone());
-            return Err(EngineError::UpstreamNotCached { node: node.name.clone(), selected: below.unwrap_or_default() });
+            let below = graph
+                .order
+                .iter()
+                .find(|below| selected.nodes.contains(below))
+                .map(|&below| graph.dag[below].name.clone());
+            return Err(EngineError::UpstreamNotCached {
+                node: node.name.clone(),
+                selected: below.unwrap_or_default(),
+            });
         }
-        nodes.push(NodePlan { name: node.name.clone(), op: node.op.clone(), state });
+        nodes.push(NodePlan {
+            name: node.name.clone(),
+            op: node.op.clone(),
+            state,
+        });
     }
-    Ok(Plan { nodes, indices, selected, facts })
+    Ok(Plan {
+        nodes,
+        indices,
+        selected,
+        facts,
+    })
 }
 
 fn gather(
@@ -134,20 +195,35 @@ fn gather(
         for (param, data) in &node.paths {
             let mut place = data.path.clone();
             if let Some(url) = data.url.as_ref().filter(|_| !place.exists()) {
-                sink.event(&super::Event::now(EventKind::Fetching { what: url.clone() }));
-                place = resolver.fetch(data).map_err(|source| EngineError::Fetch { node: node.name.clone(), param: param.clone(), source })?;
+                sink.event(&super::Event::now(EventKind::Fetching {
+                    what: url.clone(),
+                }));
+                place = resolver.fetch(data).map_err(|source| EngineError::Fetch {
+                    node: node.name.clone(),
+                    param: param.clone(),
+                    source,
+                })?;
             }
-            let digest = cache.digest_path(&place).map_err(|source| data_error(node, param, source))?;
+            let digest = cache
+                .digest_path(&place)
+                .map_err(|source| data_error(node, param, source))?;
             facts.path_digests.insert(param.clone(), digest);
             facts.paths.insert(param.clone(), place);
         }
         for (param, spec) in &node.models {
-            let known = models.iter().find(|(other, _)| *other == spec).map(|(_, found)| found.clone());
+            let known = models
+                .iter()
+                .find(|(other, _)| *other == spec)
+                .map(|(_, found)| found.clone());
             let (place, digest) = match known {
                 Some(found) => found,
                 None => {
                     let found = resolver.resolve(spec);
-                    let found = found.map_err(|source| EngineError::Model { node: node.name.clone(), param: param.clone(), source })?;
+                    let found = found.map_err(|source| EngineError::Model {
+                        node: node.name.clone(),
+                        param: param.clone(),
+                        source,
+                    })?;
                     models.push((spec, found.clone()));
                     found
                 }
@@ -161,7 +237,11 @@ fn gather(
 }
 
 fn data_error(node: &Node, param: &str, source: ExternalError) -> EngineError {
-    EngineError::Data { node: node.name.clone(), param: param.to_owned(), source }
+    EngineError::Data {
+        node: node.name.clone(),
+        param: param.to_owned(),
+        source,
+    }
 }
 
 struct Planner<'a> {
@@ -177,12 +257,21 @@ struct Planner<'a> {
 type Past = HashMap<Fingerprint, Vec<BTreeMap<String, Digest>>>;
 
 impl<'a> Planner<'a> {
-    fn state(&mut self, index: NodeIndex, facts: &Facts, forced: bool) -> Result<NodeState, EngineError> {
+    fn state(
+        &mut self,
+        index: NodeIndex,
+        facts: &Facts,
+        forced: bool,
+    ) -> Result<NodeState, EngineError> {
         let node = &self.graph.dag[index];
         let mut inputs = BTreeMap::new();
         let mut upstreams = Vec::new();
         for input in &node.inputs {
-            match self.known.get(input.node.as_str()).and_then(|entry| entry.outputs.get(&input.output)) {
+            match self
+                .known
+                .get(input.node.as_str())
+                .and_then(|entry| entry.outputs.get(&input.output))
+            {
                 Some(artifact) => {
                     inputs.insert(input.port.clone(), artifact.digest);
                 }
@@ -195,14 +284,25 @@ impl<'a> Planner<'a> {
         }
         let manifest = facts.manifest(node, inputs);
         let fingerprint = manifest.fingerprint();
-        let lookup = if forced { Lookup::Miss { damaged: None } } else { self.cache.lookup(fingerprint)? };
+        let lookup = if forced {
+            Lookup::Miss { damaged: None }
+        } else {
+            self.cache.lookup(fingerprint)?
+        };
         Ok(match lookup {
             Lookup::Hit(entry) => {
                 self.known.insert(&node.name, Arc::clone(&entry));
                 NodeState::Cached { fingerprint, entry }
             }
             Lookup::Miss { damaged } => {
-                let reasons = reasons(self.cache, &self.graph.name, node, &manifest, damaged, forced)?;
+                let reasons = reasons(
+                    self.cache,
+                    &self.graph.name,
+                    node,
+                    &manifest,
+                    damaged,
+                    forced,
+                )?;
                 NodeState::WillRun { reasons }
             }
         })
@@ -219,7 +319,9 @@ impl<'a> Planner<'a> {
         forced: bool,
     ) -> Result<NodeState, EngineError> {
         if forced {
-            return Ok(NodeState::WillRun { reasons: vec![Reason::Forced] });
+            return Ok(NodeState::WillRun {
+                reasons: vec![Reason::Forced],
+            });
         }
         let mut manifest = facts.manifest(node, BTreeMap::new());
         let own = manifest.fingerprint();
@@ -229,19 +331,30 @@ impl<'a> Planner<'a> {
         };
         let ports = node.inputs.len();
         let fits = |inputs: &BTreeMap<String, Digest>| {
-            inputs.len() == ports && known.iter().all(|(port, digest)| inputs.get(port) == Some(digest))
+            inputs.len() == ports
+                && known
+                    .iter()
+                    .all(|(port, digest)| inputs.get(port) == Some(digest))
         };
         if past.get(&own).is_some_and(|seen| seen.iter().any(fits)) {
             return Ok(NodeState::MayRun { upstreams });
         }
         let Some(last) = self.cache.last_manifest(&self.graph.name, &node.name)? else {
-            return Ok(NodeState::WillRun { reasons: vec![Reason::New] });
+            return Ok(NodeState::WillRun {
+                reasons: vec![Reason::New],
+            });
         };
         // Inputs not known yet are no reason of their own.
         manifest.inputs = last.inputs.clone();
         manifest.inputs.retain(|port, _| node.input(port).is_some());
         manifest.inputs.extend(known);
-        Ok(NodeState::WillRun { reasons: manifest.diff(&last).into_iter().map(Reason::Changed).collect() })
+        Ok(NodeState::WillRun {
+            reasons: manifest
+                .diff(&last)
+                .into_iter()
+                .map(Reason::Changed)
+                .collect(),
+        })
     }
 }
 
@@ -273,7 +386,11 @@ pub(super) fn reasons(
     let Some(last) = cache.last_manifest(pipeline, &node.name)? else {
         return Ok(vec![Reason::New]);
     };
-    Ok(manifest.diff(&last).into_iter().map(Reason::Changed).collect())
+    Ok(manifest
+        .diff(&last)
+        .into_iter()
+        .map(Reason::Changed)
+        .collect())
 }
 
 /// The artifacts that feed a node, by port.
@@ -281,6 +398,11 @@ pub(super) fn input_artifacts<'a>(
     node: &Node,
     outputs: impl Fn(&str) -> Option<&'a BTreeMap<String, Artifact>>,
 ) -> BTreeMap<String, Artifact> {
-    let artifact = |input: &crate::graph::Input| Some((input.port.clone(), outputs(&input.node)?.get(&input.output)?.clone()));
+    let artifact = |input: &crate::graph::Input| {
+        Some((
+            input.port.clone(),
+            outputs(&input.node)?.get(&input.output)?.clone(),
+        ))
+    };
     node.inputs.iter().filter_map(artifact).collect()
 }

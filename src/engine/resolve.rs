@@ -24,6 +24,9 @@ pub struct ResolveError {
 
 impl ResolveError {
     pub fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { message: message.into(), help: Some(help.into()) }
+        Self {
+            message: message.into(),
+            help: Some(help.into()),
+        }
     }
 }

@@ -34,22 +34,56 @@ type Finished = (usize, Taken, Result<Arc<Entry>, OpError>, f64);
 /// Does what a plan says: runs what is not cached, in order of need and as wide as the slots allow.
 ///
 /// A node that fails takes those below it out; all others finish. Once cancelled, no further node starts.
-pub fn run(graph: &Graph, catalog: &Catalog, cache: &Cache, plan: &Plan, options: &RunOptions, sink: &dyn Sink) -> RunOutcome {
+pub fn run(
+    graph: &Graph,
+    catalog: &Catalog,
+    cache: &Cache,
+    plan: &Plan,
+    options: &RunOptions,
+    sink: &dyn Sink,
+) -> RunOutcome {
     let start = Instant::now();
     let emit = |kind| sink.event(&Event::now(kind));
-    emit(EventKind::RunStarted { id: options.id.clone(), pipeline: graph.name.clone(), nodes: plan.nodes.len() });
+    emit(EventKind::RunStarted {
+        id: options.id.clone(),
+        pipeline: graph.name.clone(),
+        nodes: plan.nodes.len(),
+    });
     if let Err(error) = super::children::end_leftovers(&cache.partials_path()) {
         let message = format!("processes of an earlier run may still be running: {error}");
-        emit(EventKind::Log { node: None, level: super::Level::Warn, message });
+        emit(EventKind::Log {
+            node: None,
+            level: super::Level::Warn,
+            message,
+        });
     }
     let mut scheduler = Scheduler::new(graph, catalog, cache, plan, options, sink);
     scheduler.run();
-    let Scheduler { outcomes, mut headline, .. } = scheduler;
-    let names = outcomes.iter().filter_map(|outcome| Some((outcome.name.as_str(), outcome.fingerprint.filter(|_| outcome.error.is_none())?)));
-    if let Err(error) = cache.set_latest(&graph.name, names).and_then(|()| cache.flush()) {
-        headline.get_or_insert(Failure { node: None, message: format!("results could not be kept: {error}"), help: error.help() });
+    let Scheduler {
+        outcomes,
+        mut headline,
+        ..
+    } = scheduler;
+    let names = outcomes.iter().filter_map(|outcome| {
+        Some((
+            outcome.name.as_str(),
+            outcome.fingerprint.filter(|_| outcome.error.is_none())?,
+        ))
+    });
+    if let Err(error) = cache
+        .set_latest(&graph.name, names)
+        .and_then(|()| cache.flush())
+    {
+        headline.get_or_insert(Failure {
+            node: None,
+            message: format!("results could not be kept: {error}"),
+            help: error.help(),
+        });
     }
-    let cancelled = options.cancel.is_cancelled() && outcomes.iter().any(|outcome| outcome.status == NodeStatus::Skipped);
+    let cancelled = options.cancel.is_cancelled()
+        && outcomes
+            .iter()
+            .any(|outcome| outcome.status == NodeStatus::Skipped);
     let state = match headline {
         Some(_) => RunState::Failed,
         None if cancelled => RunState::Interrupted,
@@ -57,7 +91,12 @@ pub fn run(graph: &Graph, catalog: &Catalog, cache: &Cache, plan: &Plan, options
     };
     let seconds = start.elapsed().as_secs_f64();
     emit(EventKind::RunFinished { state, seconds });
-    RunOutcome { state, seconds, nodes: outcomes, headline }
+    RunOutcome {
+        state,
+        seconds,
+        nodes: outcomes,
+        headline,
+    }
 }
 
 struct Scheduler<'run> {
@@ -98,7 +137,12 @@ impl<'run> Scheduler<'run> {
         options: &'run RunOptions,
         sink: &'run dyn Sink,
     ) -> Self {
-        let names: HashMap<&str, usize> = plan.nodes.iter().enumerate().map(|(position, node)| (node.name.as_str(), position)).collect();
+        let names: HashMap<&str, usize> = plan
+            .nodes
+            .iter()
+            .enumerate()
+            .map(|(position, node)| (node.name.as_str(), position))
+            .collect();
         let count = plan.indices.len();
         let (mut waiting, mut below) = (vec![0; count], vec![Vec::new(); count]);
         for (position, &index) in plan.indices.iter().enumerate() {
@@ -118,7 +162,10 @@ impl<'run> Scheduler<'run> {
             options,
             sink,
             names,
-            known: (0..count).rev().filter(|&position| waiting[position] == 0).collect(),
+            known: (0..count)
+                .rev()
+                .filter(|&position| waiting[position] == 0)
+                .collect(),
             waiting,
             below,
             entries: vec![None; count],
@@ -161,7 +208,9 @@ impl<'run> Scheduler<'run> {
                             }
                         }
                     }
-                    if let Err(mpsc::SendError((position, taken, _))) = tasks.send((position, taken, task)) {
+                    if let Err(mpsc::SendError((position, taken, _))) =
+                        tasks.send((position, taken, task))
+                    {
                         self.finish(position, taken, Err(OpError::new("no worker is left")), 0.0);
                     }
                 }
@@ -169,7 +218,9 @@ impl<'run> Scheduler<'run> {
                     break;
                 }
                 if self.running > 0 {
-                    let Ok((position, taken, result, seconds)) = finished.recv() else { break };
+                    let Ok((position, taken, result, seconds)) = finished.recv() else {
+                        break;
+                    };
                     self.finish(position, taken, result, seconds);
                 }
             }
@@ -197,27 +248,67 @@ impl<'run> Scheduler<'run> {
         let node = &self.graph.dag[index];
         let facts = &self.plan.facts[&index];
         let inputs = {
-            let outputs = |name: &str| self.entries[*self.names.get(name)?].as_ref().map(|entry| &entry.outputs);
+            let outputs = |name: &str| {
+                self.entries[*self.names.get(name)?]
+                    .as_ref()
+                    .map(|entry| &entry.outputs)
+            };
             input_artifacts(node, outputs)
         };
-        let manifest = facts.manifest(node, inputs.iter().map(|(port, artifact)| (port.clone(), artifact.digest)).collect());
+        let manifest = facts.manifest(
+            node,
+            inputs
+                .iter()
+                .map(|(port, artifact)| (port.clone(), artifact.digest))
+                .collect(),
+        );
         let fingerprint = manifest.fingerprint();
         if let Some(&maker) = self.makers.get(&fingerprint) {
             self.twins.entry(maker).or_default().push(position);
             return Ok(());
         }
         let forced = self.plan.selected.forced.contains(&index);
-        let lookup = if forced { Lookup::Miss { damaged: None } } else { self.cache.lookup(fingerprint)? };
+        let lookup = if forced {
+            Lookup::Miss { damaged: None }
+        } else {
+            self.cache.lookup(fingerprint)?
+        };
         match lookup {
             Lookup::Hit(entry) => self.succeed(position, NodeStatus::Cached, entry, 0.0),
             Lookup::Miss { damaged } => {
                 let why = match &self.plan.nodes[position].state {
                     // Found when the plan was made; the second look no longer sees what was damaged.
-                    NodeState::WillRun { reasons } if reasons.iter().any(|reason| matches!(reason, Reason::Damaged { .. })) => reasons.clone(),
-                    _ => reasons(self.cache, &self.graph.name, node, &manifest, damaged, forced)?,
+                    NodeState::WillRun { reasons }
+                        if reasons
+                            .iter()
+                            .any(|reason| matches!(reason, Reason::Damaged { .. })) =>
+                    {
+                        reasons.clone()
+                    }
+                    _ => reasons(
+                        self.cache,
+                        &self.graph.name,
+                        node,
+                        &manifest,
+                        damaged,
+                        forced,
+                    )?,
                 };
-                let (pipeline, root, run) = (self.graph.name.as_str(), self.graph.root.as_path(), self.catalog.run_fn(&node.op));
-                let task = Task { pipeline, root, node, run, manifest, inputs, facts, gpus: Vec::new() };
+                let (pipeline, root, run) = (
+                    self.graph.name.as_str(),
+                    self.graph.root.as_path(),
+                    self.catalog.run_fn(&node.op),
+                );
+                let task = Task {
+                    pipeline,
+                    root,
+                    node,
+                    run,
+                    manifest,
+                    inputs,
+                    facts,
+                    gpus: Vec::new(),
+                };
                 self.makers.insert(fingerprint, position);
                 self.making[position] = Some(fingerprint);
                 self.ready.insert(position, (task, why));
@@ -236,20 +327,34 @@ impl<'run> Scheduler<'run> {
             if !self.slots.any_free() {
                 break;
             }
-            fitting.extend(self.slots.take(task.node.resources).map(|taken| (position, taken)));
+            fitting.extend(
+                self.slots
+                    .take(task.node.resources)
+                    .map(|taken| (position, taken)),
+            );
         }
         let mut started = Vec::with_capacity(fitting.len());
         for (position, taken) in fitting {
             if let Some((mut task, reasons)) = self.ready.remove(&position) {
                 task.gpus.clone_from(&taken.gpus);
-                self.sink.event(&Event::now(EventKind::NodeStarted { node: task.node.name.clone(), op: task.node.op.clone(), reasons }));
+                self.sink.event(&Event::now(EventKind::NodeStarted {
+                    node: task.node.name.clone(),
+                    op: task.node.op.clone(),
+                    reasons,
+                }));
                 started.push((position, taken, task));
             }
         }
         started
     }
 
-    fn finish(&mut self, position: usize, taken: Taken, result: Result<Arc<Entry>, OpError>, seconds: f64) {
+    fn finish(
+        &mut self,
+        position: usize,
+        taken: Taken,
+        result: Result<Arc<Entry>, OpError>,
+        seconds: f64,
+    ) {
         self.running -= 1;
         self.slots.give_back(taken);
         match result {
@@ -279,9 +384,15 @@ impl<'run> Scheduler<'run> {
     }
 
     fn fail(&mut self, position: usize, error: &OpError, seconds: f64) {
-        let outcome = NodeOutcome { status: NodeStatus::Failed, seconds, error: Some(error.to_string()), ..self.outcome(position) };
+        let outcome = NodeOutcome {
+            status: NodeStatus::Failed,
+            seconds,
+            error: Some(error.to_string()),
+            ..self.outcome(position)
+        };
         let name = outcome.name.clone();
-        self.headline.get_or_insert_with(|| Failure::of(&name, error));
+        self.headline
+            .get_or_insert_with(|| Failure::of(&name, error));
         self.end(position, outcome);
         let mut pending = std::mem::take(&mut self.below[position]);
         while let Some(below) = pending.pop() {
@@ -293,7 +404,12 @@ impl<'run> Scheduler<'run> {
     }
 
     fn skip(&mut self, position: usize, why: &str, seconds: f64) {
-        let outcome = NodeOutcome { status: NodeStatus::Skipped, seconds, error: Some(why.to_owned()), ..self.outcome(position) };
+        let outcome = NodeOutcome {
+            status: NodeStatus::Skipped,
+            seconds,
+            error: Some(why.to_owned()),
+            ..self.outcome(position)
+        };
         self.end(position, outcome);
     }
 
@@ -325,7 +441,8 @@ impl<'run> Scheduler<'run> {
             self.makers.remove(&fingerprint);
         }
         let twins = self.twins.remove(&position).unwrap_or_default();
-        self.known.extend(twins.into_iter().filter(|&twin| !self.ended[twin]));
+        self.known
+            .extend(twins.into_iter().filter(|&twin| !self.ended[twin]));
         self.sink.event(&Event::now(outcome.event()));
         self.outcomes.push(outcome);
     }
@@ -341,10 +458,15 @@ fn work(
 ) {
     loop {
         let next = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((position, taken, task)) = next else { return };
+        let Ok((position, taken, task)) = next else {
+            return;
+        };
         let start = Instant::now();
         let result = execute(task, cache, options, sink);
-        if done.send((position, taken, result, start.elapsed().as_secs_f64())).is_err() {
+        if done
+            .send((position, taken, result, start.elapsed().as_secs_f64()))
+            .is_err()
+        {
             return;
         }
     }

@@ -38,14 +38,33 @@ impl Selection {
             keep(find(graph, &self.only)?);
         }
         if let Some(name) = &self.from {
-            keep(reach(graph, find(graph, std::slice::from_ref(name))?, Direction::Outgoing));
+            keep(reach(
+                graph,
+                find(graph, std::slice::from_ref(name))?,
+                Direction::Outgoing,
+            ));
         }
         if let Some(name) = &self.until {
-            keep(reach(graph, find(graph, std::slice::from_ref(name))?, Direction::Incoming));
+            keep(reach(
+                graph,
+                find(graph, std::slice::from_ref(name))?,
+                Direction::Incoming,
+            ));
         }
-        let needed = reach(graph, nodes.clone(), Direction::Incoming).difference(&nodes).copied().collect();
-        let forced = if self.force.iter().any(|name| name == "all") { nodes.clone() } else { find(graph, &self.force)? };
-        Ok(Selected { nodes, needed, forced })
+        let needed = reach(graph, nodes.clone(), Direction::Incoming)
+            .difference(&nodes)
+            .copied()
+            .collect();
+        let forced = if self.force.iter().any(|name| name == "all") {
+            nodes.clone()
+        } else {
+            find(graph, &self.force)?
+        };
+        Ok(Selected {
+            nodes,
+            needed,
+            forced,
+        })
     }
 }
 
@@ -54,10 +73,20 @@ fn find(graph: &Graph, names: &[String]) -> Result<HashSet<NodeIndex>, EngineErr
     for name in names {
         let nodes = graph.select(name);
         if nodes.is_empty() {
-            let known = graph.order.iter().flat_map(|&index| [&graph.dag[index].name, &graph.dag[index].stage]);
-            let near = known.map(|known| (strsim::jaro_winkler(known, name), known)).max_by(|left, right| left.0.total_cmp(&right.0));
-            let near = near.filter(|(likeness, _)| *likeness > 0.8).map(|(_, known)| known.clone());
-            return Err(EngineError::UnknownNode { name: name.clone(), near });
+            let known = graph
+                .order
+                .iter()
+                .flat_map(|&index| [&graph.dag[index].name, &graph.dag[index].stage]);
+            let near = known
+                .map(|known| (strsim::jaro_winkler(known, name), known))
+                .max_by(|left, right| left.0.total_cmp(&right.0));
+            let near = near
+                .filter(|(likeness, _)| *likeness > 0.8)
+                .map(|(_, known)| known.clone());
+            return Err(EngineError::UnknownNode {
+                name: name.clone(),
+                near,
+            });
         }
         found.extend(nodes);
     }

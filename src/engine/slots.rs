@@ -21,7 +21,12 @@ impl Slots {
     pub(super) fn new(cpus: u32, gpus: &[u32]) -> Self {
         let mut free_gpus = gpus.to_vec();
         free_gpus.sort_unstable_by(|left, right| right.cmp(left));
-        Self { cpus: cpus.max(1), free_cpus: cpus.max(1), gpus: gpus.len() as u32, free_gpus }
+        Self {
+            cpus: cpus.max(1),
+            free_cpus: cpus.max(1),
+            gpus: gpus.len() as u32,
+            free_gpus,
+        }
     }
 
     pub(super) fn any_free(&self) -> bool {
@@ -35,14 +40,17 @@ impl Slots {
             return None;
         }
         self.free_cpus -= cpus;
-        let gpus = self.free_gpus.split_off(self.free_gpus.len() - gpus as usize);
+        let gpus = self
+            .free_gpus
+            .split_off(self.free_gpus.len() - gpus as usize);
         Some(Taken { cpus, gpus })
     }
 
     pub(super) fn give_back(&mut self, taken: Taken) {
         self.free_cpus += taken.cpus;
         self.free_gpus.extend(taken.gpus);
-        self.free_gpus.sort_unstable_by(|left, right| right.cmp(left));
+        self.free_gpus
+            .sort_unstable_by(|left, right| right.cmp(left));
     }
 }
 
@@ -55,17 +63,34 @@ mod tests {
         let mut slots = Slots::new(2, &[0, 1]);
         let one = slots.take(Resources { cpu: 1, gpu: 1 }).unwrap();
         assert_eq!(one.gpus, [0]);
-        assert_eq!(slots.take(Resources { cpu: u32::MAX, gpu: 0 }), None);
+        assert_eq!(
+            slots.take(Resources {
+                cpu: u32::MAX,
+                gpu: 0
+            }),
+            None
+        );
         let two = slots.take(Resources { cpu: 1, gpu: 1 }).unwrap();
         assert_eq!(two.gpus, [1]);
         assert!(!slots.any_free());
         slots.give_back(one);
         slots.give_back(two);
-        assert!(slots.take(Resources { cpu: u32::MAX, gpu: 5 }).is_some());
+        assert!(
+            slots
+                .take(Resources {
+                    cpu: u32::MAX,
+                    gpu: 5
+                })
+                .is_some()
+        );
     }
 
     #[test]
     fn a_gpu_is_asked_for_only_where_there_is_one() {
-        assert!(Slots::new(1, &[]).take(Resources { cpu: 1, gpu: 1 }).is_some());
+        assert!(
+            Slots::new(1, &[])
+                .take(Resources { cpu: 1, gpu: 1 })
+                .is_some()
+        );
     }
 }

@@ -44,7 +44,9 @@ impl Resolve for NoModels {
 
 impl Project {
     fn new(pipeline: &str) -> Self {
-        let project = Self { folder: tempfile::tempdir().unwrap() };
+        let project = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
         project.write("pipeline.yaml", pipeline);
         project
     }
@@ -58,40 +60,84 @@ impl Project {
     }
 
     fn graph(&self) -> Graph {
-        let request = Request { path: self.path("pipeline.yaml"), ..Request::default() };
+        let request = Request {
+            path: self.path("pipeline.yaml"),
+            ..Request::default()
+        };
         let spec = load(&request, &|_| None).unwrap();
         compile(&spec, &Catalog::light()).unwrap_or_else(|problems| panic!("{problems:?}"))
     }
 
     fn cache(&self) -> Cache {
         let folder = self.path("cache");
-        Cache::open(&folder, RunLock::acquire(&folder, &Holder::new("test"), |_| true).unwrap()).unwrap()
+        Cache::open(
+            &folder,
+            RunLock::acquire(&folder, &Holder::new("test"), |_| true).unwrap(),
+        )
+        .unwrap()
     }
 
     fn plan(&self, selection: &Selection) -> Result<Plan, EngineError> {
-        plan(&self.graph(), &self.cache(), selection, &NoModels, &Heard::default())
+        plan(
+            &self.graph(),
+            &self.cache(),
+            selection,
+            &NoModels,
+            &Heard::default(),
+        )
     }
 
     /// One line a node, as a terminal would show it.
     fn planned(&self) -> Vec<String> {
         let describe = |node: &NodePlan| match &node.state {
-            NodeState::WillRun { reasons } => format!("{}: {}", node.name, reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
-            NodeState::MayRun { upstreams } => format!("{}: if {} changes", node.name, upstreams.join(", ")),
+            NodeState::WillRun { reasons } => format!(
+                "{}: {}",
+                node.name,
+                reasons
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+            NodeState::MayRun { upstreams } => {
+                format!("{}: if {} changes", node.name, upstreams.join(", "))
+            }
             NodeState::Cached { .. } => format!("{}: cached", node.name),
         };
-        self.plan(&Selection::default()).unwrap().nodes.iter().map(describe).collect()
+        self.plan(&Selection::default())
+            .unwrap()
+            .nodes
+            .iter()
+            .map(describe)
+            .collect()
     }
 
-    fn run_with(&self, selection: &Selection, cancel: &CancelToken, jobs: u32) -> Result<Ran, EngineError> {
+    fn run_with(
+        &self,
+        selection: &Selection,
+        cancel: &CancelToken,
+        jobs: u32,
+    ) -> Result<Ran, EngineError> {
         let (graph, cache, heard) = (self.graph(), self.cache(), Heard::default());
         let plan = plan(&graph, &cache, selection, &NoModels, &heard)?;
-        let options = RunOptions { id: "test".to_owned(), jobs, gpus: Vec::new(), offline: true, home: self.path("home"), cancel: cancel.clone() };
+        let options = RunOptions {
+            id: "test".to_owned(),
+            jobs,
+            gpus: Vec::new(),
+            offline: true,
+            home: self.path("home"),
+            cancel: cancel.clone(),
+        };
         let outcome = run(&graph, &Catalog::light(), &cache, &plan, &options, &heard);
-        Ok(Ran { outcome, events: heard.0.into_inner().unwrap() })
+        Ok(Ran {
+            outcome,
+            events: heard.0.into_inner().unwrap(),
+        })
     }
 
     fn run(&self) -> Ran {
-        self.run_with(&Selection::default(), &CancelToken::default(), 2).unwrap()
+        self.run_with(&Selection::default(), &CancelToken::default(), 2)
+            .unwrap()
     }
 
     fn run_selected(&self, selection: Selection) -> Result<Ran, EngineError> {
@@ -101,7 +147,13 @@ impl Project {
 
 impl Ran {
     fn with(&self, status: NodeStatus) -> Vec<&str> {
-        let mut names: Vec<&str> = self.outcome.nodes.iter().filter(|node| node.status == status).map(|node| node.name.as_str()).collect();
+        let mut names: Vec<&str> = self
+            .outcome
+            .nodes
+            .iter()
+            .filter(|node| node.status == status)
+            .map(|node| node.name.as_str())
+            .collect();
         names.sort_unstable();
         names
     }
@@ -111,11 +163,19 @@ impl Ran {
     }
 
     fn digests(&self) -> BTreeMap<&str, Digest> {
-        self.outcome.nodes.iter().map(|node| (node.name.as_str(), node.outputs["out"].digest)).collect()
+        self.outcome
+            .nodes
+            .iter()
+            .map(|node| (node.name.as_str(), node.outputs["out"].digest))
+            .collect()
     }
 
     fn headline(&self) -> String {
-        self.outcome.headline.as_ref().map(|failure| failure.message.clone()).unwrap_or_default()
+        self.outcome
+            .headline
+            .as_ref()
+            .map(|failure| failure.message.clone())
+            .unwrap_or_default()
     }
 }
 
@@ -138,12 +198,21 @@ fn diamond() -> Project {
 fn only_what_a_change_reaches_runs_again() {
     let project = diamond();
     let first = project.run();
-    assert_eq!(first.outcome.state, RunState::Finished, "{}", first.headline());
+    assert_eq!(
+        first.outcome.state,
+        RunState::Finished,
+        "{}",
+        first.headline()
+    );
     assert_eq!(first.ran(), ["end", "left", "right", "top"]);
     assert!(project.run().ran().is_empty());
     // A touch is no change.
-    let file = std::fs::File::options().append(true).open(project.path("data.txt")).unwrap();
-    file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(5)).unwrap();
+    let file = std::fs::File::options()
+        .append(true)
+        .open(project.path("data.txt"))
+        .unwrap();
+    file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(5))
+        .unwrap();
     assert!(project.run().ran().is_empty());
     // Another content, the same output.
     project.write("data.txt", "ABC");
@@ -163,35 +232,94 @@ fn only_what_a_change_reaches_runs_again() {
 #[test]
 fn the_plan_says_what_and_why() {
     let project = diamond();
-    assert_eq!(project.planned(), ["top: first run", "left: first run", "right: first run", "end: first run"]);
+    assert_eq!(
+        project.planned(),
+        [
+            "top: first run",
+            "left: first run",
+            "right: first run",
+            "end: first run"
+        ]
+    );
     project.run();
-    assert_eq!(project.planned(), ["top: cached", "left: cached", "right: cached", "end: cached"]);
+    assert_eq!(
+        project.planned(),
+        [
+            "top: cached",
+            "left: cached",
+            "right: cached",
+            "end: cached"
+        ]
+    );
     project.write("data.txt", "other");
     let planned = project.planned();
-    assert!(planned[0].starts_with("top: paths.files.0: ") && planned[0].contains(" → "), "{planned:?}");
-    assert_eq!(planned[1..], ["left: if top changes", "right: if top changes", "end: if left, right changes"]);
+    assert!(
+        planned[0].starts_with("top: paths.files.0: ") && planned[0].contains(" → "),
+        "{planned:?}"
+    );
+    assert_eq!(
+        planned[1..],
+        [
+            "left: if top changes",
+            "right: if top changes",
+            "end: if left, right changes"
+        ]
+    );
     project.write("data.txt", "abc");
-    project.write("pipeline.yaml", &std::fs::read_to_string(project.path("pipeline.yaml")).unwrap().replace("head -c 1", "head -c 2"));
+    project.write(
+        "pipeline.yaml",
+        &std::fs::read_to_string(project.path("pipeline.yaml"))
+            .unwrap()
+            .replace("head -c 1", "head -c 2"),
+    );
     let planned = project.planned();
     assert!(planned[1].starts_with("left: params.run: "), "{planned:?}");
-    assert_eq!((planned[0].as_str(), planned[2].as_str(), planned[3].as_str()), ("top: cached", "right: cached", "end: if left changes"));
+    assert_eq!(
+        (
+            planned[0].as_str(),
+            planned[2].as_str(),
+            planned[3].as_str()
+        ),
+        ("top: cached", "right: cached", "end: if left changes")
+    );
     assert_eq!(project.run().ran(), ["end", "left"]);
 }
 
 #[test]
 fn a_selection_needs_its_upstreams_cached() {
     let project = diamond();
-    let only = |name: &str| Selection { only: vec![name.to_owned()], ..Selection::default() };
+    let only = |name: &str| Selection {
+        only: vec![name.to_owned()],
+        ..Selection::default()
+    };
     let error = project.run_selected(only("left")).err().unwrap();
     insta::assert_snapshot!(error, @"`top` is not cached, and `left` needs what it gives");
-    let until = Selection { until: Some("left".to_owned()), ..Selection::default() };
+    let until = Selection {
+        until: Some("left".to_owned()),
+        ..Selection::default()
+    };
     assert_eq!(project.run_selected(until).unwrap().ran(), ["left", "top"]);
-    assert_eq!(project.run_selected(only("right")).unwrap().ran(), ["right"]);
-    let from = |name: &str| Selection { from: Some(name.to_owned()), ..Selection::default() };
+    assert_eq!(
+        project.run_selected(only("right")).unwrap().ran(),
+        ["right"]
+    );
+    let from = |name: &str| Selection {
+        from: Some(name.to_owned()),
+        ..Selection::default()
+    };
     assert_eq!(project.run_selected(from("left")).unwrap().ran(), ["end"]);
-    let force = |names: &[&str]| Selection { force: names.iter().map(|name| (*name).to_owned()).collect(), ..Selection::default() };
-    assert_eq!(project.run_selected(force(&["top"])).unwrap().ran(), ["top"]);
-    assert_eq!(project.run_selected(force(&["all"])).unwrap().ran(), ["end", "left", "right", "top"]);
+    let force = |names: &[&str]| Selection {
+        force: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..Selection::default()
+    };
+    assert_eq!(
+        project.run_selected(force(&["top"])).unwrap().ran(),
+        ["top"]
+    );
+    assert_eq!(
+        project.run_selected(force(&["all"])).unwrap().ran(),
+        ["end", "left", "right", "top"]
+    );
     let error = project.run_selected(only("lft")).err().unwrap();
     insta::assert_snapshot!(error, @"there is no stage or node `lft` in the pipeline; did you mean `left`?");
 }
@@ -200,26 +328,55 @@ fn a_selection_needs_its_upstreams_cached() {
 fn a_failure_takes_out_what_is_below_and_nothing_else() {
     let project = diamond();
     let text = std::fs::read_to_string(project.path("pipeline.yaml")).unwrap();
-    project.write("pipeline.yaml", &text.replace("head -c 1", "echo broken >&2; exit 3; head"));
+    project.write(
+        "pipeline.yaml",
+        &text.replace("head -c 1", "echo broken >&2; exit 3; head"),
+    );
     let ran = project.run();
     assert_eq!(ran.outcome.state, RunState::Failed);
-    assert_eq!((ran.ran(), ran.with(NodeStatus::Failed), ran.with(NodeStatus::Skipped)), (vec!["right", "top"], vec!["left"], vec!["end"]));
-    assert_eq!(ran.headline(), "the script ended with exit code 3\n  broken");
-    assert!(ran.events.iter().any(|event| matches!(event, EventKind::Log { message, .. } if message == "broken")));
+    assert_eq!(
+        (
+            ran.ran(),
+            ran.with(NodeStatus::Failed),
+            ran.with(NodeStatus::Skipped)
+        ),
+        (vec!["right", "top"], vec!["left"], vec!["end"])
+    );
+    assert_eq!(
+        ran.headline(),
+        "the script ended with exit code 3\n  broken"
+    );
+    assert!(
+        ran.events
+            .iter()
+            .any(|event| matches!(event, EventKind::Log { message, .. } if message == "broken"))
+    );
     project.write("pipeline.yaml", &text);
     assert_eq!(project.run().ran(), ["end", "left"]);
 }
 
 #[test]
 fn data_that_changes_under_a_node_is_not_recorded() {
-    let project = Project::new("stages:\n  a: { uses: command, with: { run: 'cat data.txt >> $OUT/x; echo more >> DATA', files: [data.txt] } }\n");
+    let project = Project::new(
+        "stages:\n  a: { uses: command, with: { run: 'cat data.txt >> $OUT/x; echo more >> DATA', files: [data.txt] } }\n",
+    );
     project.write("data.txt", "one\n");
     let text = std::fs::read_to_string(project.path("pipeline.yaml")).unwrap();
     let data = project.path("data.txt");
-    project.write("pipeline.yaml", &text.replace("DATA", data.to_str().unwrap()).replace("cat data.txt", &format!("cat {}", data.display())));
+    project.write(
+        "pipeline.yaml",
+        &text
+            .replace("DATA", data.to_str().unwrap())
+            .replace("cat data.txt", &format!("cat {}", data.display())),
+    );
     let ran = project.run();
     assert_eq!(ran.with(NodeStatus::Failed), ["a"]);
-    assert!(ran.headline().contains("changed while `a` was reading it; nothing was recorded"), "{}", ran.headline());
+    assert!(
+        ran.headline()
+            .contains("changed while `a` was reading it; nothing was recorded"),
+        "{}",
+        ran.headline()
+    );
     assert!(project.planned()[0].starts_with("a: first run"));
 }
 
@@ -233,7 +390,10 @@ fn a_result_that_was_tampered_with_is_made_again() {
     std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
     std::fs::set_permissions(object.join("x"), permissions).unwrap();
     std::fs::write(object.join("x"), "tampered").unwrap();
-    assert_eq!(project.planned()[1], "left: output `out` `x` has changed since it was stored");
+    assert_eq!(
+        project.planned()[1],
+        "left: output `out` `x` has changed since it was stored"
+    );
     let again = project.run();
     assert_eq!(again.ran(), ["left"]);
     assert_eq!(again.digests(), first.digests());
@@ -242,7 +402,10 @@ fn a_result_that_was_tampered_with_is_made_again() {
     assert_eq!(project.run().ran(), ["left"]);
     // A copy with other times is no damage.
     let mtime = std::time::SystemTime::UNIX_EPOCH;
-    std::fs::File::open(object.join("x")).unwrap().set_modified(mtime).unwrap();
+    std::fs::File::open(object.join("x"))
+        .unwrap()
+        .set_modified(mtime)
+        .unwrap();
     assert!(project.run().ran().is_empty());
 }
 
@@ -257,7 +420,13 @@ fn an_interrupt_stops_at_once_and_the_next_run_goes_on() {
     let cancel = CancelToken::default();
     let ran = std::thread::scope(|scope| {
         let run = scope.spawn(|| project.run_with(&Selection::default(), &cancel, 2).unwrap());
-        while !project.path("cache/partial").read_dir().is_ok_and(|mut folders| folders.any(|folder| folder.unwrap().path().join("child.json").exists())) {
+        while !project
+            .path("cache/partial")
+            .read_dir()
+            .is_ok_and(|mut folders| {
+                folders.any(|folder| folder.unwrap().path().join("child.json").exists())
+            })
+        {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         std::thread::sleep(std::time::Duration::from_millis(200));
@@ -265,7 +434,10 @@ fn an_interrupt_stops_at_once_and_the_next_run_goes_on() {
         run.join().unwrap()
     });
     assert_eq!(ran.outcome.state, RunState::Interrupted);
-    assert_eq!((ran.ran(), ran.with(NodeStatus::Skipped)), (vec!["a"], vec!["b", "c"]));
+    assert_eq!(
+        (ran.ran(), ran.with(NodeStatus::Skipped)),
+        (vec!["a"], vec!["b", "c"])
+    );
     assert!(ran.outcome.seconds < 30.0);
     project.write("go", "");
     assert_eq!(project.run().ran(), ["b", "c"]);
@@ -273,7 +445,8 @@ fn an_interrupt_stops_at_once_and_the_next_run_goes_on() {
 
 #[test]
 fn a_slow_script_is_ended_in_time() {
-    let project = Project::new("stages:\n  a: { uses: command, with: { run: 'sleep 60', timeout: 0.2 } }\n");
+    let project =
+        Project::new("stages:\n  a: { uses: command, with: { run: 'sleep 60', timeout: 0.2 } }\n");
     let ran = project.run();
     assert_eq!(ran.headline(), "the script did not end in time");
     assert!(ran.outcome.seconds < 30.0);
@@ -286,32 +459,63 @@ fn scripts_see_only_what_is_declared() {
     );
     let ran = project.run();
     assert_eq!(ran.outcome.state, RunState::Finished, "{}", ran.headline());
-    let folder = project.path("cache/objects").join(ran.digests()["a"].to_string());
-    assert_eq!(std::fs::read_to_string(folder.join("greeting")).unwrap(), "hello\n");
+    let folder = project
+        .path("cache/objects")
+        .join(ran.digests()["a"].to_string());
+    assert_eq!(
+        std::fs::read_to_string(folder.join("greeting")).unwrap(),
+        "hello\n"
+    );
     let names = std::fs::read_to_string(folder.join("names")).unwrap();
-    let allowed = ["FILES", "GREETING", "HOME", "LANG", "LD_LIBRARY_PATH", "OUT", "PATH", "PWD", "TMPDIR", "OLDPWD", "SHLVL", "_"];
+    let allowed = [
+        "FILES",
+        "GREETING",
+        "HOME",
+        "LANG",
+        "LD_LIBRARY_PATH",
+        "OUT",
+        "PATH",
+        "PWD",
+        "TMPDIR",
+        "OLDPWD",
+        "SHLVL",
+        "_",
+    ];
     assert!(names.lines().all(|name| allowed.contains(&name)), "{names}");
 }
 
 #[test]
 fn a_script_that_leaves_a_writer_behind_gives_what_was_there_at_its_end() {
-    let project = Project::new("stages:\n  a: { uses: command, with: { run: 'echo now > $OUT/x; (sleep 0.5; echo late > $OUT/late) &' } }\n");
+    let project = Project::new(
+        "stages:\n  a: { uses: command, with: { run: 'echo now > $OUT/x; (sleep 0.5; echo late > $OUT/late) &' } }\n",
+    );
     let ran = project.run();
     assert_eq!(ran.outcome.state, RunState::Finished, "{}", ran.headline());
     std::thread::sleep(std::time::Duration::from_millis(700));
-    let files = names(&project.path("cache/objects").join(ran.digests()["a"].to_string()));
+    let files = names(
+        &project
+            .path("cache/objects")
+            .join(ran.digests()["a"].to_string()),
+    );
     assert_eq!(files, ["x"]);
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    folder.read_dir().unwrap().map(|item| item.unwrap().file_name().into_string().unwrap()).collect()
+    folder
+        .read_dir()
+        .unwrap()
+        .map(|item| item.unwrap().file_name().into_string().unwrap())
+        .collect()
 }
 
 #[test]
 fn a_long_chain_runs_without_recursion() {
     let mut text = String::from("stages:\n  s0: { uses: command, with: { run: ':' } }\n");
     for index in 1..2000 {
-        text.push_str(&format!("  s{index}: {{ uses: command, inputs: {{ x: s{} }}, with: {{ run: ':' }} }}\n", index - 1));
+        text.push_str(&format!(
+            "  s{index}: {{ uses: command, inputs: {{ x: s{} }}, with: {{ run: ':' }} }}\n",
+            index - 1
+        ));
     }
     let project = Project::new(&text);
     // All scripts give the same empty folder, so the second is the last to run: from then on nothing is new.

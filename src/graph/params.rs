@@ -46,13 +46,23 @@ struct Download {
 
 impl Walk<'_, '_> {
     fn record(&mut self, prefix: &str, params: &BTreeMap<String, Param>, values: &[Entry]) {
-        let text = |key: &str| values.iter().find(|entry| entry.key == key).and_then(|entry| match &entry.value.kind {
-            Kind::Text(text) => Some(text.clone()),
-            _ => None,
-        });
-        let download = Download { url: text("url"), digest: text("digest").and_then(|digest| digest.parse().ok()) };
+        let text = |key: &str| {
+            values
+                .iter()
+                .find(|entry| entry.key == key)
+                .and_then(|entry| match &entry.value.kind {
+                    Kind::Text(text) => Some(text.clone()),
+                    _ => None,
+                })
+        };
+        let download = Download {
+            url: text("url"),
+            digest: text("digest").and_then(|digest| digest.parse().ok()),
+        };
         for entry in values {
-            let Some(param) = params.get(&entry.key) else { continue };
+            let Some(param) = params.get(&entry.key) else {
+                continue;
+            };
             let name = format!("{prefix}{}", entry.key);
             if !param.in_fingerprint {
                 self.named.unhashed.push(name.clone());
@@ -69,8 +79,14 @@ impl Walk<'_, '_> {
                 }
             }
             (ParamKind::Path, Kind::Text(text)) => {
-                let path = self.finder.path(text, yaml.span, download.url.is_some(), self.problems);
-                let input = PathInput { path, url: download.url.clone(), digest: download.digest };
+                let path = self
+                    .finder
+                    .path(text, yaml.span, download.url.is_some(), self.problems);
+                let input = PathInput {
+                    path,
+                    url: download.url.clone(),
+                    digest: download.digest,
+                };
                 self.named.paths.insert(name.to_owned(), input);
             }
             (ParamKind::Model, Kind::Text(text)) => {
@@ -85,7 +101,12 @@ impl Walk<'_, '_> {
             }
             (ParamKind::Map(item), Kind::Map(entries)) => {
                 for entry in entries {
-                    self.value(&format!("{name}.{}", entry.key), item, &entry.value, download);
+                    self.value(
+                        &format!("{name}.{}", entry.key),
+                        item,
+                        &entry.value,
+                        download,
+                    );
                 }
             }
             (ParamKind::Record(fields), Kind::Map(entries)) => {
@@ -120,7 +141,12 @@ impl<'a> Finder<'a> {
         home: Home,
         problems: &mut Problems,
     ) -> Named {
-        let mut walk = Walk { finder: self, home, named: Named::default(), problems };
+        let mut walk = Walk {
+            finder: self,
+            home,
+            named: Named::default(),
+            problems,
+        };
         walk.record("", params, values);
         walk.named
     }
@@ -210,8 +236,13 @@ impl<'a> Finder<'a> {
     fn path(&mut self, text: &str, span: Span, has_url: bool, problems: &mut Problems) -> PathBuf {
         let path = self.spec.root.join(text);
         if self.check_data && !has_url && !self.is_there(&path) {
-            let problem = Diagnostic::new(span, format!("there is no file or folder `{}`", display(&path)));
-            problems.push(problem.help("paths are relative to the project folder; correct it, or put the data there"));
+            let problem = Diagnostic::new(
+                span,
+                format!("there is no file or folder `{}`", display(&path)),
+            );
+            problems.push(problem.help(
+                "paths are relative to the project folder; correct it, or put the data there",
+            ));
         }
         path
     }

@@ -32,8 +32,24 @@ impl Op for Bootstrap {
     fn interface(&self) -> Interface {
         let pair = ParamKind::Map(Box::new(ParamKind::List(Box::new(ParamKind::Text))));
         let params = [
-            ("metrics", Param::required(pair, "Metric name to its two columns: `f1: [base_f1, tuned_f1]`. Rows where either is null do not count.")),
-            ("resamples", Param::default(ParamKind::Integer { min: Some(1), max: None }, 10_000, "Draws of the bootstrap.")),
+            (
+                "metrics",
+                Param::required(
+                    pair,
+                    "Metric name to its two columns: `f1: [base_f1, tuned_f1]`. Rows where either is null do not count.",
+                ),
+            ),
+            (
+                "resamples",
+                Param::default(
+                    ParamKind::Integer {
+                        min: Some(1),
+                        max: None,
+                    },
+                    10_000,
+                    "Draws of the bootstrap.",
+                ),
+            ),
         ];
         let summary = Port::table(
             "One row per metric: rows, both means, their difference and its 95 % interval.",
@@ -49,8 +65,14 @@ impl Op for Bootstrap {
         );
         Interface {
             doc: "Compares paired columns by their means, with bootstrap intervals.".to_owned(),
-            params: params.into_iter().map(|(name, param)| (name.to_owned(), param)).collect(),
-            inputs: BTreeMap::from([("rows".to_owned(), Port::table("Rows with paired columns.", &[("id", "VARCHAR")]))]),
+            params: params
+                .into_iter()
+                .map(|(name, param)| (name.to_owned(), param))
+                .collect(),
+            inputs: BTreeMap::from([(
+                "rows".to_owned(),
+                Port::table("Rows with paired columns.", &[("id", "VARCHAR")]),
+            )]),
             outputs: BTreeMap::from([("rows".to_owned(), summary)]),
             open_inputs: false,
         }
@@ -60,17 +82,35 @@ impl Op for Bootstrap {
         true
     }
 
-    fn columns(&self, node: &Node, inputs: &BTreeMap<String, Option<Columns>>) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
+    fn columns(
+        &self,
+        node: &Node,
+        inputs: &BTreeMap<String, Option<Columns>>,
+    ) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
         let mut problems = Vec::new();
-        let metrics = node.params.get("metrics").and_then(serde_json::Value::as_object);
+        let metrics = node
+            .params
+            .get("metrics")
+            .and_then(serde_json::Value::as_object);
         for (name, pair) in metrics.into_iter().flatten() {
             let at = format!("metrics.{name}");
-            let names: Vec<_> = pair.as_array().into_iter().flatten().filter_map(serde_json::Value::as_str).collect();
+            let names: Vec<_> = pair
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(serde_json::Value::as_str)
+                .collect();
             if names.len() != 2 {
                 let help = Some("write `[before, after]`".to_owned());
-                problems.push(Problem { at, message: format!("a metric takes two columns, not {}", names.len()), help });
+                problems.push(Problem {
+                    at,
+                    message: format!("a metric takes two columns, not {}", names.len()),
+                    help,
+                });
             } else if let Some(columns) = inputs.get("rows").and_then(Option::as_ref) {
-                let missing = names.into_iter().filter(|name| !columns.iter().any(|(column, _)| column == name));
+                let missing = names
+                    .into_iter()
+                    .filter(|name| !columns.iter().any(|(column, _)| column == name));
                 problems.extend(missing.map(|name| missing_column(&at, name, columns)));
             }
         }
@@ -78,7 +118,10 @@ impl Op for Bootstrap {
             return Err(problems);
         }
         let outputs = self.interface().outputs;
-        Ok(outputs.into_iter().map(|(name, port)| (name, Some(port.columns))).collect())
+        Ok(outputs
+            .into_iter()
+            .map(|(name, port)| (name, Some(port.columns)))
+            .collect())
     }
 }
 
@@ -98,10 +141,23 @@ pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
         let rows = context.query(&format!(
             "select {base}::double, {tuned}::double from rows where {base} is not null and {tuned} is not null order by id"
         ))?;
-        let column = |at: usize| -> Vec<f64> { rows.rows.iter().filter_map(|row| row[at].as_f64()).collect() };
+        let column = |at: usize| -> Vec<f64> {
+            rows.rows
+                .iter()
+                .filter_map(|row| row[at].as_f64())
+                .collect()
+        };
         let (base, tuned) = (column(0), column(1));
-        let difference = paired_difference(&base, &tuned, params.resamples, CONFIDENCE, context.node.seed);
-        let (difference, interval) = difference.map_or((None, None), |(difference, interval)| (Some(difference), Some(interval)));
+        let difference = paired_difference(
+            &base,
+            &tuned,
+            params.resamples,
+            CONFIDENCE,
+            context.node.seed,
+        );
+        let (difference, interval) = difference.map_or((None, None), |(difference, interval)| {
+            (Some(difference), Some(interval))
+        });
         context.report(&format!("{name}_base"), mean(&base));
         context.report(&format!("{name}_tuned"), mean(&tuned));
         summary.rows.push(vec![

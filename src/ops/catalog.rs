@@ -50,7 +50,13 @@ impl Catalog {
     }
 
     pub fn add(&mut self, op: impl Op + 'static, run: Option<RunFn>) {
-        self.ops.insert(op.name(), Entry { op: Box::new(op), run });
+        self.ops.insert(
+            op.name(),
+            Entry {
+                op: Box::new(op),
+                run,
+            },
+        );
     }
 
     pub fn get(&self, name: &str) -> Option<&dyn Op> {

@@ -49,7 +49,8 @@ impl Context<'_> {
     /// All params as the op's own struct.
     pub fn params<T: DeserializeOwned>(&self) -> Result<T, OpError> {
         let params = serde_json::Value::Object(self.node.params.clone());
-        serde_path_to_error::deserialize(params).map_err(|error| OpError::new(format!("params of `{}`: {error}", self.node.name)))
+        serde_path_to_error::deserialize(params)
+            .map_err(|error| OpError::new(format!("params of `{}`: {error}", self.node.name)))
     }
 
     /// The text of a file param; `None` where an optional one is not given.
@@ -68,7 +69,9 @@ impl Context<'_> {
     }
 
     fn model(&self, param: &str) -> Result<&(PathBuf, Digest), OpError> {
-        self.models.get(param).ok_or_else(|| OpError::new(format!("`{}` has no model `{param}`", self.node.name)))
+        self.models
+            .get(param)
+            .ok_or_else(|| OpError::new(format!("`{}` has no model `{param}`", self.node.name)))
     }
 
     pub fn cache(&self) -> &Cache {
@@ -76,7 +79,10 @@ impl Context<'_> {
     }
 
     /// Runs `work` on a connection of its own in which every table input is a view named as its port.
-    pub fn with_inputs<T>(&self, work: impl FnOnce(&Connection) -> Result<T, OpError>) -> Result<T, OpError> {
+    pub fn with_inputs<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, OpError>,
+    ) -> Result<T, OpError> {
         self.cache.with_views(&self.inputs, work)
     }
 
@@ -86,14 +92,24 @@ impl Context<'_> {
     }
 
     /// Gives a table output. Row order does not count unless `ordered`.
-    pub fn give_table(&mut self, output: &str, table: &Table, ordered: bool) -> Result<(), OpError> {
+    pub fn give_table(
+        &mut self,
+        output: &str,
+        table: &Table,
+        ordered: bool,
+    ) -> Result<(), OpError> {
         let artifact = self.cache.store_table(table, ordered)?;
         self.outputs.artifacts.insert(output.to_owned(), artifact);
         Ok(())
     }
 
     /// Gives the result of a query over the inputs as a table output, without taking the rows through memory.
-    pub fn give_query(&mut self, output: &str, sql: &str, params: &[(String, serde_json::Value)]) -> Result<(), OpError> {
+    pub fn give_query(
+        &mut self,
+        output: &str,
+        sql: &str,
+        params: &[(String, serde_json::Value)],
+    ) -> Result<(), OpError> {
         let artifact = self.cache.store_query(&self.inputs, sql, params)?;
         self.outputs.artifacts.insert(output.to_owned(), artifact);
         Ok(())
@@ -108,18 +124,35 @@ impl Context<'_> {
 
     /// The folder of a files input.
     pub fn input_files(&self, port: &str) -> Option<PathBuf> {
-        self.inputs.get(port).map(|artifact| self.cache.object_path(&artifact.digest))
+        self.inputs
+            .get(port)
+            .map(|artifact| self.cache.object_path(&artifact.digest))
     }
 
     pub fn progress(&self, done: u64, total: u64, unit: &str, note: impl Into<String>) {
-        let progress = Progress { done, total, unit: unit.to_owned(), note: note.into() };
-        self.emit(EventKind::Progress { node: self.node.name.clone(), progress });
+        let progress = Progress {
+            done,
+            total,
+            unit: unit.to_owned(),
+            note: note.into(),
+        };
+        self.emit(EventKind::Progress {
+            node: self.node.name.clone(),
+            progress,
+        });
     }
 
     /// A point on a curve.
     pub fn metric(&self, step: u64, values: &[(&str, f64)]) {
-        let values = values.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
-        self.emit(EventKind::Metric { node: self.node.name.clone(), step, values });
+        let values = values
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value))
+            .collect();
+        self.emit(EventKind::Metric {
+            node: self.node.name.clone(),
+            step,
+            values,
+        });
     }
 
     /// A final number of this node, shown in the run record.
@@ -136,12 +169,20 @@ impl Context<'_> {
     }
 
     pub fn log(&self, level: Level, message: impl Into<String>) {
-        self.emit(EventKind::Log { node: Some(self.node.name.clone()), level, message: message.into() });
+        self.emit(EventKind::Log {
+            node: Some(self.node.name.clone()),
+            level,
+            message: message.into(),
+        });
     }
 
     /// To be called between units of work; an interrupted op returns the error at once, its progress saved.
     pub fn check_cancelled(&self) -> Result<(), OpError> {
-        if self.cancel.is_cancelled() { Err(OpError::Cancelled) } else { Ok(()) }
+        if self.cancel.is_cancelled() {
+            Err(OpError::Cancelled)
+        } else {
+            Ok(())
+        }
     }
 
     /// Ends the op.

@@ -9,7 +9,10 @@ pub enum OpError {
     Cancelled,
     /// What went wrong, with the place; `help` is the next step.
     #[error("{message}")]
-    Failed { message: String, help: Option<String> },
+    Failed {
+        message: String,
+        help: Option<String>,
+    },
     #[error(transparent)]
     Cache(#[from] CacheError),
     #[error(transparent)]
@@ -20,11 +23,17 @@ pub enum OpError {
 
 impl OpError {
     pub fn new(message: impl Into<String>) -> Self {
-        Self::Failed { message: message.into(), help: None }
+        Self::Failed {
+            message: message.into(),
+            help: None,
+        }
     }
 
     pub fn with_help(message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self::Failed { message: message.into(), help: Some(help.into()) }
+        Self::Failed {
+            message: message.into(),
+            help: Some(help.into()),
+        }
     }
 
     /// The next step, where there is one to name.

@@ -32,13 +32,23 @@ pub(super) fn with_model<T>(
     work: impl FnOnce(&mut LanguageModel) -> Result<T, OpError>,
 ) -> Result<T, OpError> {
     let path = context.model_path(param)?.to_owned();
-    let key = Key { path, quant: quant.to_owned(), dtype: dtype.to_owned() };
-    let kept = SLOT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+    let key = Key {
+        path,
+        quant: quant.to_owned(),
+        dtype: dtype.to_owned(),
+    };
+    let kept = SLOT
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+        .take();
     let mut loaded = match kept {
         Some(loaded) if loaded.key == key => loaded,
         other => {
             drop(other);
-            let options = LoadOptions { dtype: dtype.parse()?, ..LoadOptions::default() };
+            let options = LoadOptions {
+                dtype: dtype.parse()?,
+                ..LoadOptions::default()
+            };
             let started = std::time::Instant::now();
             let mut model = LanguageModel::load(&key.path, &options)?;
             match quant {
@@ -47,7 +57,12 @@ pub(super) fn with_model<T>(
                 _ => {}
             }
             let (seconds, placement) = (started.elapsed().as_secs_f64(), model.decoder.placement());
-            context.info(format!("loaded {} in {seconds:.1} s on {:?}, computing in {:?}", key.path.display(), placement.device, placement.kind));
+            context.info(format!(
+                "loaded {} in {seconds:.1} s on {:?}, computing in {:?}",
+                key.path.display(),
+                placement.device,
+                placement.kind
+            ));
             Loaded { key, model }
         }
     };
@@ -58,7 +73,13 @@ pub(super) fn with_model<T>(
 
 /// Whether quantised weights stay packed: only where the decoded copy would not leave half of the memory free.
 fn packed(model: &LanguageModel) -> bool {
-    let decoded: u64 = model.decoder.layers().iter().flat_map(|layer| layer.linears()).map(|linear| linear.in_features() as u64 * linear.out_features() as u64 * 2).sum();
+    let decoded: u64 = model
+        .decoder
+        .layers()
+        .iter()
+        .flat_map(|layer| layer.linears())
+        .map(|linear| linear.in_features() as u64 * linear.out_features() as u64 * 2)
+        .sum();
     memory::available(model.decoder.placement().device).is_some_and(|free| decoded > free / 2)
 }
 
@@ -66,7 +87,10 @@ impl From<LmError> for OpError {
     fn from(error: LmError) -> Self {
         match error {
             LmError::Cancelled => Self::Cancelled,
-            error => Self::Failed { message: error.to_string(), help: error.help().map(|help| help.to_string()) },
+            error => Self::Failed {
+                message: error.to_string(),
+                help: error.help().map(|help| help.to_string()),
+            },
         }
     }
 }

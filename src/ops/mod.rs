@@ -19,9 +19,9 @@ mod score;
 mod source;
 mod sql;
 mod table;
-mod train;
 #[cfg(test)]
 mod tests;
+mod train;
 
 pub use catalog::Catalog;
 pub use context::{Context, Outputs};
@@ -67,10 +67,17 @@ pub trait Op: Send + Sync {
 
     /// Checks params beyond their types, and works out the columns of the outputs from those of the inputs
     /// (`None`: not known before the run). Errors are shown with the place of the param they name.
-    fn columns(&self, node: &Node, inputs: &BTreeMap<String, Option<Columns>>) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
+    fn columns(
+        &self,
+        node: &Node,
+        inputs: &BTreeMap<String, Option<Columns>>,
+    ) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
         let _ = (node, inputs);
         let outputs = self.interface().outputs;
-        Ok(outputs.into_iter().map(|(name, port)| (name, (!port.columns.is_empty()).then_some(port.columns))).collect())
+        Ok(outputs
+            .into_iter()
+            .map(|(name, port)| (name, (!port.columns.is_empty()).then_some(port.columns)))
+            .collect())
     }
 }
 

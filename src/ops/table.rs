@@ -44,7 +44,13 @@ impl ColumnType {
 
 impl Table {
     pub fn new(columns: &[(&str, ColumnType)]) -> Self {
-        Self { columns: columns.iter().map(|(name, kind)| ((*name).to_owned(), *kind)).collect(), rows: Vec::new() }
+        Self {
+            columns: columns
+                .iter()
+                .map(|(name, kind)| ((*name).to_owned(), *kind))
+                .collect(),
+            rows: Vec::new(),
+        }
     }
 
     /// The position of a column.
@@ -127,13 +133,25 @@ impl Table {
             let kind = result.column_type(index);
             let cell = ColumnType::of(&kind).ok_or_else(|| {
                 let help = format!("cast it in the query, for example `{name}::varchar`");
-                OpError::with_help(format!("column `{name}` has the type {kind}, which is not read here"), help)
+                OpError::with_help(
+                    format!("column `{name}` has the type {kind}, which is not read here"),
+                    help,
+                )
             })?;
             table.columns.push((name, cell));
         }
         while let Some(row) = rows.next()? {
-            let cell = |(index, (name, kind)): (usize, &(String, ColumnType))| Cell::read(row.get_ref(index)?, name, *kind);
-            table.rows.push(table.columns.iter().enumerate().map(cell).collect::<Result<_, _>>()?);
+            let cell = |(index, (name, kind)): (usize, &(String, ColumnType))| {
+                Cell::read(row.get_ref(index)?, name, *kind)
+            };
+            table.rows.push(
+                table
+                    .columns
+                    .iter()
+                    .enumerate()
+                    .map(cell)
+                    .collect::<Result<_, _>>()?,
+            );
         }
         Ok(table)
     }
@@ -147,7 +165,11 @@ impl ColumnType {
             // DuckDB's 128-bit integers, such as a sum of integers.
             DataType::Decimal128(_, 0) => Self::Integer,
             kind if kind.is_floating() || matches!(kind, DataType::Decimal128(..)) => Self::Double,
-            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Dictionary(..) | DataType::Null => Self::Text,
+            DataType::Utf8
+            | DataType::LargeUtf8
+            | DataType::Utf8View
+            | DataType::Dictionary(..)
+            | DataType::Null => Self::Text,
             _ => return None,
         })
     }
@@ -155,8 +177,17 @@ impl ColumnType {
 
 impl Cell {
     fn read(value: ValueRef<'_>, column: &str, kind: ColumnType) -> Result<Self, OpError> {
-        let unreadable = || OpError::new(format!("column `{column}` holds {value:?}, which does not fit {}", kind.sql()));
-        let integer = |number: i128| i64::try_from(number).map(Self::Integer).map_err(|_| unreadable());
+        let unreadable = || {
+            OpError::new(format!(
+                "column `{column}` holds {value:?}, which does not fit {}",
+                kind.sql()
+            ))
+        };
+        let integer = |number: i128| {
+            i64::try_from(number)
+                .map(Self::Integer)
+                .map_err(|_| unreadable())
+        };
         match value {
             ValueRef::Null => Ok(Self::Null),
             ValueRef::Boolean(value) => Ok(Self::Boolean(value)),
@@ -171,11 +202,23 @@ impl Cell {
             ValueRef::UBigInt(number) => integer(number.into()),
             ValueRef::Float(number) => Ok(Self::Double(number.into())),
             ValueRef::Double(number) => Ok(Self::Double(number)),
-            ValueRef::Decimal(decimal) if kind == ColumnType::Integer => decimal.to_string().parse().map(Self::Integer).map_err(|_| unreadable()),
-            ValueRef::Decimal(decimal) => decimal.to_string().parse().map(Self::Double).map_err(|_| unreadable()),
-            ValueRef::Text(text) => String::from_utf8(text.to_vec()).map(Self::Text).map_err(|_| unreadable()),
+            ValueRef::Decimal(decimal) if kind == ColumnType::Integer => decimal
+                .to_string()
+                .parse()
+                .map(Self::Integer)
+                .map_err(|_| unreadable()),
+            ValueRef::Decimal(decimal) => decimal
+                .to_string()
+                .parse()
+                .map(Self::Double)
+                .map_err(|_| unreadable()),
+            ValueRef::Text(text) => String::from_utf8(text.to_vec())
+                .map(Self::Text)
+                .map_err(|_| unreadable()),
             other => match duckdb::types::Value::from(other) {
-                duckdb::types::Value::Enum(text) | duckdb::types::Value::Text(text) => Ok(Self::Text(text)),
+                duckdb::types::Value::Enum(text) | duckdb::types::Value::Text(text) => {
+                    Ok(Self::Text(text))
+                }
                 _ => Err(unreadable()),
             },
         }
@@ -214,7 +257,13 @@ mod tests {
     #[test]
     fn an_empty_result_keeps_its_columns() {
         let table = query("select 1 as n, 'a' as t where false").unwrap();
-        assert_eq!(table.columns, [("n".to_owned(), ColumnType::Integer), ("t".to_owned(), ColumnType::Text)]);
+        assert_eq!(
+            table.columns,
+            [
+                ("n".to_owned(), ColumnType::Integer),
+                ("t".to_owned(), ColumnType::Text)
+            ]
+        );
         assert!(table.rows.is_empty());
     }
 

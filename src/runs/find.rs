@@ -57,9 +57,17 @@ pub fn find(runs: &Path, name: &str) -> Result<PathBuf, FindError> {
         return Err(FindError::None(runs.to_path_buf()));
     }
     if let Some(back) = name.strip_prefix("latest") {
-        let back = if back.is_empty() { Some(0) } else { back.strip_prefix('~').and_then(|back| back.parse::<usize>().ok()) };
+        let back = if back.is_empty() {
+            Some(0)
+        } else {
+            back.strip_prefix('~')
+                .and_then(|back| back.parse::<usize>().ok())
+        };
         let back = back.ok_or_else(|| FindError::Unknown(name.to_owned()))?;
-        let id = ids.get(back).ok_or_else(|| FindError::TooFew { name: name.to_owned(), count: ids.len() })?;
+        let id = ids.get(back).ok_or_else(|| FindError::TooFew {
+            name: name.to_owned(),
+            count: ids.len(),
+        })?;
         return Ok(runs.join(id));
     }
     let mut fitting: Vec<String> = ids.into_iter().filter(|id| id.starts_with(name)).collect();
@@ -67,13 +75,19 @@ pub fn find(runs: &Path, name: &str) -> Result<PathBuf, FindError> {
         (_, Some(exact)) => Ok(runs.join(&fitting[exact])),
         (1, None) => Ok(runs.join(fitting.remove(0))),
         (0, None) => Err(FindError::Unknown(name.to_owned())),
-        (_, None) => Err(FindError::Ambiguous { name: name.to_owned(), ids: fitting }),
+        (_, None) => Err(FindError::Ambiguous {
+            name: name.to_owned(),
+            ids: fitting,
+        }),
     }
 }
 
 /// The heads of all runs, the newest first. A record that cannot be read is left out.
 pub fn list(runs: &Path) -> std::io::Result<Vec<Head>> {
-    Ok(ids(runs)?.into_iter().filter_map(|id| Head::read(&runs.join(id)).ok()).collect())
+    Ok(ids(runs)?
+        .into_iter()
+        .filter_map(|id| Head::read(&runs.join(id)).ok())
+        .collect())
 }
 
 #[cfg(test)]
@@ -83,12 +97,22 @@ mod tests {
     #[test]
     fn names_find_runs() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(find(folder.path(), "latest"), Err(FindError::None(_))));
-        for id in ["20260101-000000-aaaa", "20260101-000000-aabb", "20260301-000000-cccc"] {
+        assert!(matches!(
+            find(folder.path(), "latest"),
+            Err(FindError::None(_))
+        ));
+        for id in [
+            "20260101-000000-aaaa",
+            "20260101-000000-aabb",
+            "20260301-000000-cccc",
+        ] {
             fs::create_dir(folder.path().join(id)).unwrap();
             fs::write(folder.path().join(id).join("run.json"), "{}").unwrap();
         }
-        let name = |query: &str| find(folder.path(), query).map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
+        let name = |query: &str| {
+            find(folder.path(), query)
+                .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+        };
         assert_eq!(name("latest").unwrap(), "20260301-000000-cccc");
         assert_eq!(name("latest~2").unwrap(), "20260101-000000-aaaa");
         assert_eq!(name("202603").unwrap(), "20260301-000000-cccc");

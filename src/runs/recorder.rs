@@ -66,7 +66,9 @@ impl Recorder {
             pipeline: run.pipeline.to_owned(),
             profile: run.profile.map(str::to_owned),
             state: RunState::Running,
-            started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string(),
+            started: jiff::Timestamp::now()
+                .strftime("%Y-%m-%dT%H:%M:%S.%3fZ")
+                .to_string(),
             seconds: None,
             path: run.path.display().to_string(),
             arguments: run.arguments.clone(),
@@ -79,20 +81,41 @@ impl Recorder {
             error: None,
         };
         write_head(&folder, &head)?;
-        let mut files = Files { folder, events: BufWriter::new(events), metrics: None, logs: HashMap::new(), head, problem: None };
+        let mut files = Files {
+            folder,
+            events: BufWriter::new(events),
+            metrics: None,
+            logs: HashMap::new(),
+            head,
+            problem: None,
+        };
         let (sender, inbox) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(move || {
-            files.listen(&inbox);
-            files.problem
-        })?;
-        Ok(Self { events: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) })
+        let thread = std::thread::Builder::new()
+            .name("recorder".to_owned())
+            .spawn(move || {
+                files.listen(&inbox);
+                files.problem
+            })?;
+        Ok(Self {
+            events: Mutex::new(Some(sender)),
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Writes everything out; says what could not be written.
     pub fn finish(&self) -> Option<String> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        thread.join().unwrap_or_else(|_| Some("the thread that writes the run record has ended".to_owned()))
+        self.events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Some("the thread that writes the run record has ended".to_owned()))
     }
 }
 
@@ -132,19 +155,26 @@ impl Files {
                 flushed = Instant::now();
             }
         }
-        let flushed = self.flush().and_then(|()| write_head(&self.folder, &self.head));
+        let flushed = self
+            .flush()
+            .and_then(|()| write_head(&self.folder, &self.head));
         self.note(flushed);
     }
 
     fn note(&mut self, result: std::io::Result<()>) {
         if let Err(error) = result {
-            self.problem.get_or_insert_with(|| format!("the run record is not complete: {error}"));
+            self.problem
+                .get_or_insert_with(|| format!("the run record is not complete: {error}"));
         }
     }
 
     fn write(&mut self, event: &Event) -> std::io::Result<()> {
         match &event.kind {
-            EventKind::Log { node: Some(node), message, .. } => return self.log(node, &event.time, message),
+            EventKind::Log {
+                node: Some(node),
+                message,
+                ..
+            } => return self.log(node, &event.time, message),
             EventKind::Metric { node, step, values } => {
                 let path = self.folder.join("metrics.jsonl");
                 let metrics = match &mut self.metrics {
@@ -154,7 +184,13 @@ impl Files {
                 let line = serde_json::json!({ "time": event.time, "node": node, "step": step, "values": values });
                 return line_to(metrics, &line);
             }
-            EventKind::NodeFinished { node, status, metrics, error, .. } => {
+            EventKind::NodeFinished {
+                node,
+                status,
+                metrics,
+                error,
+                ..
+            } => {
                 let name = match status {
                     NodeStatus::Ran => "ran",
                     NodeStatus::Cached => "cached",
@@ -162,9 +198,15 @@ impl Files {
                     NodeStatus::Skipped => "skipped",
                 };
                 *self.head.counts.entry(name.to_owned()).or_default() += 1;
-                self.head.metrics.extend(metrics.iter().map(|(metric, value)| (format!("{node}.{metric}"), *value)));
+                self.head.metrics.extend(
+                    metrics
+                        .iter()
+                        .map(|(metric, value)| (format!("{node}.{metric}"), *value)),
+                );
                 if let (NodeStatus::Failed, Some(error)) = (status, error) {
-                    self.head.error.get_or_insert_with(|| format!("`{node}`: {error}"));
+                    self.head
+                        .error
+                        .get_or_insert_with(|| format!("`{node}`: {error}"));
                 }
                 if let Some(mut log) = self.logs.remove(node) {
                     log.flush()?;
@@ -186,7 +228,9 @@ impl Files {
                 fs::create_dir_all(self.folder.join("logs"))?;
                 let path = log_path(&self.folder, node);
                 let file = File::options().append(true).create(true).open(path)?;
-                self.logs.entry(node.to_owned()).or_insert(BufWriter::new(file))
+                self.logs
+                    .entry(node.to_owned())
+                    .or_insert(BufWriter::new(file))
             }
         };
         writeln!(log, "{time} {message}")
@@ -201,7 +245,8 @@ impl Files {
 
 /// Where a node's log is, in the folder of its run.
 pub fn log_path(run: &Path, node: &str) -> PathBuf {
-    run.join("logs").join(format!("{}.log", node.replace('/', "_")))
+    run.join("logs")
+        .join(format!("{}.log", node.replace('/', "_")))
 }
 
 fn line_to(file: &mut impl Write, value: &impl serde::Serialize) -> std::io::Result<()> {

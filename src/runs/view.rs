@@ -59,16 +59,35 @@ pub fn show(folder: &Path) -> std::io::Result<RunView> {
     let mut started: Vec<(String, Vec<Reason>)> = Vec::new();
     let lines = match fs_err::File::open(folder.join("events.jsonl")) {
         Ok(file) => BufReader::new(file),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(RunView { head, nodes, unfinished: Vec::new() }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(RunView {
+                head,
+                nodes,
+                unfinished: Vec::new(),
+            });
+        }
         Err(error) => return Err(error),
     };
     for line in lines.split(b'\n') {
-        let Ok(event) = serde_json::from_slice::<Event>(&line?) else { continue };
+        let Ok(event) = serde_json::from_slice::<Event>(&line?) else {
+            continue;
+        };
         match event.kind {
             EventKind::NodeStarted { node, reasons, .. } => started.push((node, reasons)),
-            EventKind::NodeFinished { node, op, status, seconds, fingerprint, outputs, metrics, error } => {
+            EventKind::NodeFinished {
+                node,
+                op,
+                status,
+                seconds,
+                fingerprint,
+                outputs,
+                metrics,
+                error,
+            } => {
                 let position = started.iter().position(|(name, _)| *name == node);
-                let reasons = position.map(|position| started.swap_remove(position).1).unwrap_or_default();
+                let reasons = position
+                    .map(|position| started.swap_remove(position).1)
+                    .unwrap_or_default();
                 let output = |(name, artifact): (String, crate::cache::Artifact)| OutputView {
                     name,
                     kind: artifact.kind,
@@ -77,11 +96,25 @@ pub fn show(folder: &Path) -> std::io::Result<RunView> {
                     bytes: artifact.bytes,
                 };
                 let outputs = outputs.into_iter().map(output).collect();
-                nodes.push(NodeView { name: node, op, status, seconds, fingerprint, outputs, metrics, reasons, error });
+                nodes.push(NodeView {
+                    name: node,
+                    op,
+                    status,
+                    seconds,
+                    fingerprint,
+                    outputs,
+                    metrics,
+                    reasons,
+                    error,
+                });
             }
             _ => {}
         }
     }
     let unfinished = started.into_iter().map(|(name, _)| name).collect();
-    Ok(RunView { head, nodes, unfinished })
+    Ok(RunView {
+        head,
+        nodes,
+        unfinished,
+    })
 }

@@ -43,7 +43,11 @@ pub fn count(number: u64) -> String {
 
 /// `1 row`, `16,407 rows`.
 pub fn plural(number: u64, noun: &str) -> String {
-    format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
+    format!(
+        "{} {noun}{}",
+        count(number),
+        if number == 1 { "" } else { "s" }
+    )
 }
 
 #[cfg(test)]

@@ -9,13 +9,18 @@ fn refused(project: &Project, arguments: &[&str]) -> String {
     all.extend(arguments);
     let outcome = project.flow(&all).code(2);
     assert_eq!(outcome.stdout, "");
-    assert!(!project.path("runs").exists(), "a refused request leaves no record");
+    assert!(
+        !project.path("runs").exists(),
+        "a refused request leaves no record"
+    );
     outcome.messages()
 }
 
 #[test]
 fn several_problems_come_together() {
-    let project = Project::with_pipeline("stages:\n  a: { uses: sorce, with: {} }\n  b: { uses: command, with: { rn: ls } }\n");
+    let project = Project::with_pipeline(
+        "stages:\n  a: { uses: sorce, with: {} }\n  b: { uses: command, with: { rn: ls } }\n",
+    );
     insta::assert_snapshot!(refused(&project, &[]), @r"
       × there is no op or stage `sorce`
        ╭─[pipelines/p.yaml:2:14]
@@ -84,7 +89,9 @@ fn a_missing_column_is_named_with_those_there_are() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let project = Project::with_pipeline("stages:\n  rows: { uses: source, with: { path: data/rows.csv } }\n");
+    let project = Project::with_pipeline(
+        "stages:\n  rows: { uses: source, with: { path: data/rows.csv } }\n",
+    );
     insta::assert_snapshot!(refused(&project, &[]), @r"
      × there is no file or folder `data/rows.csv`
       ╭─[pipelines/p.yaml:2:39]
@@ -111,7 +118,9 @@ fn a_tab_is_shown() {
 
 #[test]
 fn an_unknown_profile_and_a_wrong_set_are_shown() {
-    let project = Project::with_pipeline("stages:\n  a: { uses: command, with: { run: ls } }\nprofiles:\n  small: {}\n");
+    let project = Project::with_pipeline(
+        "stages:\n  a: { uses: command, with: { run: ls } }\nprofiles:\n  small: {}\n",
+    );
     insta::assert_snapshot!(refused(&project, &["--profile", "smal", "--set", "b.with.run=x"]), @r"
       × there is no profile `smal`
        ╭─[--profile:1:1]
@@ -159,7 +168,9 @@ fn a_pipeline_that_is_not_text() {
 
 #[test]
 fn an_unknown_node_is_refused() {
-    let project = Project::with_pipeline("stages:\n  first: { uses: command, with: { run: touch $OUT/x } }\n");
+    let project = Project::with_pipeline(
+        "stages:\n  first: { uses: command, with: { run: touch $OUT/x } }\n",
+    );
     insta::assert_snapshot!(project.flow(&["run", "pipelines/p.yaml", "--only", "fist"]).code(2).messages(), @r"
     error: there is no stage or node `fist` in the pipeline; did you mean `first`?
       help: `flow graph` lists stages and nodes
@@ -169,11 +180,19 @@ fn an_unknown_node_is_refused() {
 #[test]
 fn check_reports_as_run_does_and_as_json() {
     let project = Project::with_pipeline("stages:\n  a: { uses: command, with: { run: 5 } }\n");
-    let outcome = project.flow(&["check", "pipelines/p.yaml", "--json"]).code(2);
+    let outcome = project
+        .flow(&["check", "pipelines/p.yaml", "--json"])
+        .code(2);
     let problem = &outcome.json()["problems"][0];
     assert_eq!(problem["place"]["path"], "stages.a.with.run");
     assert_eq!(problem["place"]["line"], 2);
-    assert_eq!(project.flow(&["check", "pipelines/p.yaml"]).code(2).messages(), refused(&project, &[]));
+    assert_eq!(
+        project
+            .flow(&["check", "pipelines/p.yaml"])
+            .code(2)
+            .messages(),
+        refused(&project, &[])
+    );
 }
 
 #[test]

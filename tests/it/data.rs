@@ -16,7 +16,8 @@ fn serve(body: &'static str) -> String {
             let lines = BufReader::new(&stream).lines().map_while(Result::ok);
             lines.take_while(|line| !line.is_empty()).for_each(drop);
             let length = body.len();
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
             let _ = stream.write_all(format!("{head}{body}").as_bytes());
         }
     });
@@ -28,30 +29,50 @@ fn pipeline(with: &str) -> String {
 }
 
 fn messages(project: &Project, code: i32) -> String {
-    project.flow(&["run", "pipelines/p.yaml"]).code(code).messages()
+    project
+        .flow(&["run", "pipelines/p.yaml"])
+        .code(code)
+        .messages()
 }
 
 /// The lines with which a failed run ends.
 fn failure(project: &Project) -> String {
     let messages = messages(project, 1);
-    let lines = messages.lines().skip_while(|line| !line.starts_with("error:"));
-    lines.take_while(|line| !line.starts_with("failed in")).collect::<Vec<_>>().join("\n")
+    let lines = messages
+        .lines()
+        .skip_while(|line| !line.starts_with("error:"));
+    lines
+        .take_while(|line| !line.starts_with("failed in"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]
 fn data_is_downloaded_once_and_only_if_it_is_what_was_pinned() {
     let address = serve(ROWS);
     let digest = flow::digest::Digest::of(ROWS);
-    let of = |digest| pipeline(&format!("path: data/rows.csv, url: \"{address}/rows.csv\", digest: {digest}"));
+    let of = |digest| {
+        pipeline(&format!(
+            "path: data/rows.csv, url: \"{address}/rows.csv\", digest: {digest}"
+        ))
+    };
     let project = Project::with_pipeline(&of(flow::digest::Digest::of("another")));
     let outcome = project.flow(&["run", "pipelines/p.yaml"]);
     assert_ne!(outcome.code, 0);
-    assert!(outcome.stderr.contains(&format!("has the digest {digest}, not")), "{}", outcome.stderr);
+    assert!(
+        outcome
+            .stderr
+            .contains(&format!("has the digest {digest}, not")),
+        "{}",
+        outcome.stderr
+    );
     project.write("pipelines/p.yaml", of(digest));
     project.run();
     assert_eq!(project.rows("rows").as_array().map(Vec::len), Some(2));
     // The file is there now: no request is made, and what was made from it is kept.
-    project.flow(&["run", "pipelines/p.yaml", "--offline"]).success();
+    project
+        .flow(&["run", "pipelines/p.yaml", "--offline"])
+        .success();
     assert!(project.ran().is_empty());
 }
 
@@ -97,9 +118,18 @@ fn files_that_cannot_be_read_are_refused_before_the_run() {
 #[test]
 fn rows_without_a_question_are_dropped_and_named() {
     let project = Project::with_pipeline(&pipeline("path: rows.csv"));
-    project.write("rows.csv", "id,question,answer\n1,What?,This.\n2, ,Me.\n3,,You.\n");
+    project.write(
+        "rows.csv",
+        "id,question,answer\n1,What?,This.\n2, ,Me.\n3,,You.\n",
+    );
     let outcome = project.run();
-    assert!(outcome.stderr.contains("2 rows without `question` dropped: 2, 3"), "{}", outcome.stderr);
+    assert!(
+        outcome
+            .stderr
+            .contains("2 rows without `question` dropped: 2, 3"),
+        "{}",
+        outcome.stderr
+    );
     project.write("rows.csv", "id,question,answer\n2, ,Me.\n");
     insta::assert_snapshot!(failure(&project), @r"
     error: `rows` failed: no rows are left of 1 in `rows.csv`
@@ -110,7 +140,10 @@ fn rows_without_a_question_are_dropped_and_named() {
 #[test]
 fn broken_xml_is_named_with_file_and_line() {
     let project = Project::with_pipeline(&pipeline("path: medquad, format: medquad"));
-    project.write("medquad/1_A_QA/1.xml", "<Document><QAPairs>\n<QAPair><Question qid=\"1-1\">What?</Answer>\n");
+    project.write(
+        "medquad/1_A_QA/1.xml",
+        "<Document><QAPairs>\n<QAPair><Question qid=\"1-1\">What?</Answer>\n",
+    );
     insta::assert_snapshot!(failure(&project), @r"
     error: `rows` failed: `1_A_QA/1.xml` in `medquad`, line 2: ill-formed document: expected `</Question>`, but `</Answer>` was found
       help: correct the file, or take it out

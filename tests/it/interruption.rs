@@ -14,7 +14,11 @@ stages:
 
 fn start(project: &Project) -> Child {
     let mut command = project.command(&["run", "pipelines/p.yaml"]);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     wait_for(|| project.path("flags/started").exists());
     child
 }
@@ -36,7 +40,10 @@ fn wait_for(mut done: impl FnMut() -> bool) {
 }
 
 fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    let status = Command::new("kill")
+        .args([name, &child.id().to_string()])
+        .status()
+        .unwrap();
     assert!(status.success());
 }
 
@@ -46,7 +53,13 @@ fn ctrl_c_once_stops_and_the_next_run_goes_on() {
     let child = start(&project);
     signal(&child, "-INT");
     let outcome = project.outcome(child.wait_with_output().unwrap()).code(130);
-    assert!(outcome.stderr.contains("the same command goes on from here"), "{}", outcome.stderr);
+    assert!(
+        outcome
+            .stderr
+            .contains("the same command goes on from here"),
+        "{}",
+        outcome.stderr
+    );
     assert_eq!(project.latest()["state"], "interrupted");
     std::fs::write(project.path("flags/go"), "").unwrap();
     project.flow(&["plan", "pipelines/p.yaml"]).success();
@@ -75,13 +88,24 @@ fn a_second_run_waits_and_says_for_whom() {
     let project = waiting();
     let first = start(&project);
     assert_eq!(project.latest()["state"], "running");
-    let second = project.command(&["run", "pipelines/p.yaml"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let second = project
+        .command(&["run", "pipelines/p.yaml"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     // Looking in does not wait.
     project.flow(&["show"]).success();
     std::thread::sleep(Duration::from_millis(300));
     std::fs::write(project.path("flags/go"), "").unwrap();
     project.outcome(first.wait_with_output().unwrap()).success();
-    let second = project.outcome(second.wait_with_output().unwrap()).success();
-    assert!(second.stderr.contains("is used by run "), "{}", second.stderr);
+    let second = project
+        .outcome(second.wait_with_output().unwrap())
+        .success();
+    assert!(
+        second.stderr.contains("is used by run "),
+        "{}",
+        second.stderr
+    );
     assert!(project.ran().is_empty());
 }

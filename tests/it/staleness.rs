@@ -9,19 +9,31 @@ fn copy(index: usize) -> String {
 }
 
 fn chain(length: usize) -> Project {
-    let mut text = String::from("stages:\n  n0: { uses: command, with: { run: 'cat $IN_x > $OUT/data' }, inputs: { x: data } }\n");
+    let mut text = String::from(
+        "stages:\n  n0: { uses: command, with: { run: 'cat $IN_x > $OUT/data' }, inputs: { x: data } }\n",
+    );
     text.push_str("  data: { uses: source, with: { path: data.txt, format: files } }\n");
     for index in 1..length {
-        text.push_str(&format!("  n{index}: {{ uses: command, with: {{ run: '{}' }}, inputs: {{ x: n{} }} }}\n", copy(index), index - 1));
+        text.push_str(&format!(
+            "  n{index}: {{ uses: command, with: {{ run: '{}' }}, inputs: {{ x: n{} }} }}\n",
+            copy(index),
+            index - 1
+        ));
     }
-    Project::with_pipeline(&text.replace("cat $IN_x >", "cat $IN_x/* >")).file("data.txt", "one\ntwo\n")
+    Project::with_pipeline(&text.replace("cat $IN_x >", "cat $IN_x/* >"))
+        .file("data.txt", "one\ntwo\n")
 }
 
 fn fan(width: usize) -> Project {
-    let mut text = String::from("stages:\n  data: { uses: source, with: { path: data.txt, format: files } }\n");
+    let mut text = String::from(
+        "stages:\n  data: { uses: source, with: { path: data.txt, format: files } }\n",
+    );
     text.push_str("  n0: { uses: command, with: { run: 'head -n 1 $IN_x/* > $OUT/data' }, inputs: { x: data } }\n");
     for index in 1..width {
-        text.push_str(&format!("  n{index}: {{ uses: command, with: {{ run: '{}' }}, inputs: {{ x: n0 }} }}\n", copy(index)));
+        text.push_str(&format!(
+            "  n{index}: {{ uses: command, with: {{ run: '{}' }}, inputs: {{ x: n0 }} }}\n",
+            copy(index)
+        ));
     }
     Project::with_pipeline(&text).file("data.txt", "one\ntwo\n")
 }
@@ -66,7 +78,9 @@ fn the_same_work_is_done_once() {
         text.push_str(&format!("  n{index}: {{ uses: command, with: {{ run: 'sleep 0.05; echo same > $OUT/data' }} }}\n"));
     }
     let project = Project::with_pipeline(&text);
-    project.flow(&["run", "pipelines/p.yaml", "--jobs", "4"]).success();
+    project
+        .flow(&["run", "pipelines/p.yaml", "--jobs", "4"])
+        .success();
     assert_eq!(project.ran().len(), 1);
     assert_eq!(project.with_status("cached").len(), 39);
 }

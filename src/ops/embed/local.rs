@@ -21,17 +21,27 @@ pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
     let mut sum = 0.0;
     for batch in rows.rows.chunks(BATCH) {
         context.check_cancelled()?;
-        let column = |at: usize| -> Vec<String> { batch.iter().map(|row| row[at].as_str().unwrap_or_default().to_owned()).collect() };
+        let column = |at: usize| -> Vec<String> {
+            batch
+                .iter()
+                .map(|row| row[at].as_str().unwrap_or_default().to_owned())
+                .collect()
+        };
         let (left, right) = (embedder.embed(&column(1))?, embedder.embed(&column(2))?);
         for ((row, left), right) in batch.iter().zip(&left).zip(&right) {
             // Both are L2-normalised, so the dot product is the cosine.
             let similarity: f64 = left.iter().zip(right).map(|(a, b)| f64::from(a * b)).sum();
             sum += similarity;
-            table.rows.push(vec![row[0].clone(), Cell::from(similarity)]);
+            table
+                .rows
+                .push(vec![row[0].clone(), Cell::from(similarity)]);
         }
         context.progress(table.rows.len() as u64, total as u64, "rows", "");
     }
-    context.report("mean_similarity", if total == 0 { 0.0 } else { sum / total as f64 });
+    context.report(
+        "mean_similarity",
+        if total == 0 { 0.0 } else { sum / total as f64 },
+    );
     context.give_table("rows", &table, false)?;
     context.finish()
 }

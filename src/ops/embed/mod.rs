@@ -18,7 +18,10 @@ use crate::ops::Problem;
 pub struct Embed;
 
 #[derive(Debug, Deserialize)]
-#[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "read by the language-model runtime"))]
+#[cfg_attr(
+    not(feature = "torch"),
+    expect(dead_code, reason = "read by the language-model runtime")
+)]
 struct Params {
     text: String,
     compare_to: String,
@@ -35,15 +38,34 @@ impl Op for Embed {
 
     fn interface(&self) -> Interface {
         let params = BTreeMap::from([
-            ("model", Param::required(ParamKind::Model, "A sentence-embedding model of the BERT family.")),
+            (
+                "model",
+                Param::required(
+                    ParamKind::Model,
+                    "A sentence-embedding model of the BERT family.",
+                ),
+            ),
             ("text", Param::required(ParamKind::Text, "A text column.")),
-            ("compare_to", Param::required(ParamKind::Text, "The text column to compare it with.")),
+            (
+                "compare_to",
+                Param::required(ParamKind::Text, "The text column to compare it with."),
+            ),
         ]);
-        let similarities = Port::table("Cosine similarity per row, −1 to 1.", &[("id", "VARCHAR"), ("similarity", "DOUBLE")]);
+        let similarities = Port::table(
+            "Cosine similarity per row, −1 to 1.",
+            &[("id", "VARCHAR"), ("similarity", "DOUBLE")],
+        );
         Interface {
-            doc: "Compares two text columns by the cosine similarity of their sentence embeddings.".to_owned(),
-            params: params.into_iter().map(|(name, param)| (name.to_owned(), param)).collect(),
-            inputs: BTreeMap::from([("rows".to_owned(), Port::table("Rows with two texts.", &[("id", "VARCHAR")]))]),
+            doc: "Compares two text columns by the cosine similarity of their sentence embeddings."
+                .to_owned(),
+            params: params
+                .into_iter()
+                .map(|(name, param)| (name.to_owned(), param))
+                .collect(),
+            inputs: BTreeMap::from([(
+                "rows".to_owned(),
+                Port::table("Rows with two texts.", &[("id", "VARCHAR")]),
+            )]),
             outputs: BTreeMap::from([("rows".to_owned(), similarities)]),
             open_inputs: false,
         }
@@ -57,16 +79,35 @@ impl Op for Embed {
         true
     }
 
-    fn columns(&self, node: &Node, inputs: &BTreeMap<String, Option<Columns>>) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
+    fn columns(
+        &self,
+        node: &Node,
+        inputs: &BTreeMap<String, Option<Columns>>,
+    ) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
         if let Some(columns) = inputs.get("rows").and_then(Option::as_ref) {
-            let wanted = ["text", "compare_to"].map(|param| (param, node.params.get(param).and_then(serde_json::Value::as_str).unwrap_or("")));
-            let missing = wanted.into_iter().filter(|(_, name)| !columns.iter().any(|(column, _)| column == name));
-            let problems: Vec<_> = missing.map(|(param, name)| super::language_model::missing_column(param, name, columns)).collect();
+            let wanted = ["text", "compare_to"].map(|param| {
+                (
+                    param,
+                    node.params
+                        .get(param)
+                        .and_then(serde_json::Value::as_str)
+                        .unwrap_or(""),
+                )
+            });
+            let missing = wanted
+                .into_iter()
+                .filter(|(_, name)| !columns.iter().any(|(column, _)| column == name));
+            let problems: Vec<_> = missing
+                .map(|(param, name)| super::language_model::missing_column(param, name, columns))
+                .collect();
             if !problems.is_empty() {
                 return Err(problems);
             }
         }
         let outputs = self.interface().outputs;
-        Ok(outputs.into_iter().map(|(name, port)| (name, Some(port.columns))).collect())
+        Ok(outputs
+            .into_iter()
+            .map(|(name, port)| (name, Some(port.columns)))
+            .collect())
     }
 }

@@ -10,7 +10,10 @@ use serde_json::Value;
 
 use super::Params;
 use crate::digest::derive_seed;
-use crate::lm::{Adapter, Finish, GenerateOptions, LanguageModel, LmError, Message, SampleOptions, check_template, generate, load_adapter, read_adapter};
+use crate::lm::{
+    Adapter, Finish, GenerateOptions, LanguageModel, LmError, Message, SampleOptions,
+    check_template, generate, load_adapter, read_adapter,
+};
 use crate::ops::loaded::with_model;
 use crate::ops::{Cell, ColumnType, Context, OpError, Outputs, Table};
 
@@ -25,35 +28,70 @@ struct Answer {
 
 pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
     let params: Params = context.params()?;
-    let rows = context.query("select id::varchar as id, to_json(rows)::varchar as row from rows order by id")?;
+    let rows = context
+        .query("select id::varchar as id, to_json(rows)::varchar as row from rows order by id")?;
     let journal = context.scratch.join("answers.jsonl");
     let mut answers = read_journal(&journal)?;
     let adapter = context.input_files("adapter");
     let total = rows.rows.len() as u64;
     with_model(context, "model", &params.quant, &params.dtype, |model| {
         let mut prompts = Vec::with_capacity(rows.rows.len());
-        let templates = params.chat.templates().map_err(|problem| OpError::new(problem.message))?;
+        let templates = params
+            .chat
+            .templates()
+            .map_err(|problem| OpError::new(problem.message))?;
         for cells in &rows.rows {
-            let (id, text) = (cells[0].as_str().unwrap_or_default(), cells[1].as_str().unwrap_or_default());
-            let row: Value = serde_json::from_str(text).map_err(|error| OpError::new(format!("row `{id}`: {error}")))?;
-            let messages: Vec<Message> = templates.render(&row)?.into_iter().map(|(role, content)| Message::new(role, content)).collect();
-            prompts.push((id.to_owned(), model.tokenizer.encode(&model.render(&messages, true)?)?));
+            let (id, text) = (
+                cells[0].as_str().unwrap_or_default(),
+                cells[1].as_str().unwrap_or_default(),
+            );
+            let row: Value = serde_json::from_str(text)
+                .map_err(|error| OpError::new(format!("row `{id}`: {error}")))?;
+            let messages: Vec<Message> = templates
+                .render(&row)?
+                .into_iter()
+                .map(|(role, content)| Message::new(role, content))
+                .collect();
+            prompts.push((
+                id.to_owned(),
+                model.tokenizer.encode(&model.render(&messages, true)?)?,
+            ));
         }
         if let Some(folder) = &adapter {
             attach(model, folder)?;
         }
-        let result = answer_all(context, &params, model, prompts, &mut answers, &journal, total);
+        let result = answer_all(
+            context,
+            &params,
+            model,
+            prompts,
+            &mut answers,
+            &journal,
+            total,
+        );
         Adapter::remove(&mut model.decoder);
         result
     })?;
-    let mut table = Table::new(&[("id", ColumnType::Text), ("prediction", ColumnType::Text), ("tokens", ColumnType::Integer), ("finish", ColumnType::Text)]);
+    let mut table = Table::new(&[
+        ("id", ColumnType::Text),
+        ("prediction", ColumnType::Text),
+        ("tokens", ColumnType::Integer),
+        ("finish", ColumnType::Text),
+    ]);
     let (mut tokens, mut cut) = (0, 0);
     for cells in &rows.rows {
         let id = cells[0].as_str().unwrap_or_default();
-        let answer = answers.get(id).ok_or_else(|| OpError::new(format!("no answer for row `{id}`")))?;
+        let answer = answers
+            .get(id)
+            .ok_or_else(|| OpError::new(format!("no answer for row `{id}`")))?;
         tokens += answer.tokens;
         cut += u64::from(answer.finish == "length");
-        let row = [Cell::from(id), answer.prediction.as_str().into(), (answer.tokens as i64).into(), answer.finish.as_str().into()];
+        let row = [
+            Cell::from(id),
+            answer.prediction.as_str().into(),
+            (answer.tokens as i64).into(),
+            answer.finish.as_str().into(),
+        ];
         table.rows.push(row.into());
     }
     context.report("tokens", tokens as f64);
@@ -99,38 +137,64 @@ fn answer_all(
         }
         let ids: Vec<Vec<i64>> = batch.iter().map(|(_, ids)| ids.clone()).collect();
         let seed = derive_seed(context.node.seed, &format!("batch {number}"));
-        let options = GenerateOptions { max_new_tokens: decoding.max_new_tokens, batch_size: params.batch_size, sample: SampleOptions { seed, ..sample.clone() } };
+        let options = GenerateOptions {
+            max_new_tokens: decoding.max_new_tokens,
+            batch_size: params.batch_size,
+            sample: SampleOptions {
+                seed,
+                ..sample.clone()
+            },
+        };
         let mut completions = Vec::with_capacity(batch.len());
         generate(model, &ids, &options, &mut |index, completion| {
             completions.push((index, completion));
-            if context.cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if context.cancel.is_cancelled() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })?;
         context.check_cancelled()?;
         let mut lines = Vec::new();
         for (index, completion) in completions {
             let id = &batch[index].0;
-            let completion = completion.map_err(|error| OpError::new(format!("row `{id}`: {error}")))?;
+            let completion =
+                completion.map_err(|error| OpError::new(format!("row `{id}`: {error}")))?;
             tokens += completion.ids.len() as u64;
             let finish = match completion.finish {
                 Finish::Stop => "stop",
                 Finish::Length => "length",
             };
             let prediction = completion.text.trim().to_owned();
-            let answer = Answer { id: id.clone(), prediction, tokens: completion.ids.len() as u64, finish: finish.to_owned() };
-            serde_json::to_writer(&mut lines, &answer).map_err(|error| OpError::new(error.to_string()))?;
+            let answer = Answer {
+                id: id.clone(),
+                prediction,
+                tokens: completion.ids.len() as u64,
+                finish: finish.to_owned(),
+            };
+            serde_json::to_writer(&mut lines, &answer)
+                .map_err(|error| OpError::new(error.to_string()))?;
             lines.push(b'\n');
             answers.insert(id.clone(), answer);
         }
         append(journal, &lines)?;
         let rate = tokens as f64 / started.elapsed().as_secs_f64();
-        context.progress(answers.len() as u64, total, "rows", format!("{rate:.0} tokens/s"));
+        context.progress(
+            answers.len() as u64,
+            total,
+            "rows",
+            format!("{rate:.0} tokens/s"),
+        );
     }
     Ok(())
 }
 
 /// Appends a whole batch with one write and makes it durable.
 fn append(path: &Path, lines: &[u8]) -> Result<(), OpError> {
-    let mut file = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
+    let mut file = fs_err::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)?;
     file.write_all(lines)?;
     file.sync_data()?;
     Ok(())
@@ -144,12 +208,22 @@ fn read_journal(path: &Path) -> Result<HashMap<String, Answer>, OpError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(answers),
         Err(error) => return Err(error.into()),
     };
-    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let whole = text
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |at| at + 1);
     if whole < text.len() {
-        fs_err::OpenOptions::new().write(true).open(path)?.set_len(whole as u64)?;
+        fs_err::OpenOptions::new()
+            .write(true)
+            .open(path)?
+            .set_len(whole as u64)?;
     }
-    for line in text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        let answer: Answer = serde_json::from_slice(line).map_err(|error| OpError::new(format!("{}: {error}", path.display())))?;
+    for line in text[..whole]
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
+        let answer: Answer = serde_json::from_slice(line)
+            .map_err(|error| OpError::new(format!("{}: {error}", path.display())))?;
         answers.insert(answer.id.clone(), answer);
     }
     Ok(answers)

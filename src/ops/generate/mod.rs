@@ -17,7 +17,10 @@ use crate::graph::{Node, Resources};
 pub struct Generate;
 
 #[derive(Debug, Deserialize)]
-#[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "read by the language-model runtime"))]
+#[cfg_attr(
+    not(feature = "torch"),
+    expect(dead_code, reason = "read by the language-model runtime")
+)]
 struct Params {
     chat: Chat,
     quant: String,
@@ -27,7 +30,10 @@ struct Params {
 }
 
 #[derive(Debug, Deserialize)]
-#[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "read by the language-model runtime"))]
+#[cfg_attr(
+    not(feature = "torch"),
+    expect(dead_code, reason = "read by the language-model runtime")
+)]
 struct Decoding {
     max_new_tokens: usize,
     temperature: f64,
@@ -47,35 +53,97 @@ impl Op for Generate {
     }
 
     fn interface(&self) -> Interface {
-        let natural = |min: i64| ParamKind::Integer { min: Some(min), max: None };
-        let number = |min: f64, max: Option<f64>| ParamKind::Number { min: Some(min), max };
+        let natural = |min: i64| ParamKind::Integer {
+            min: Some(min),
+            max: None,
+        };
+        let number = |min: f64, max: Option<f64>| ParamKind::Number {
+            min: Some(min),
+            max,
+        };
         let decoding = [
-            ("max_new_tokens", Param::default(natural(1), 256, "Longest answer, in tokens.")),
-            ("temperature", Param::default(number(0.0, None), 0.0, "0 decodes greedily.")),
-            ("top_p", Param::default(number(0.0, Some(1.0)), 1.0, "Nucleus sampling; 1 keeps all tokens.")),
-            ("top_k", Param::default(natural(0), 0, "Keep the k likeliest tokens; 0 keeps all.")),
-            ("repetition_penalty", Param::default(number(0.1, None), 1.0, "Above 1 discourages tokens seen before.")),
-            ("no_repeat_ngram_size", Param::default(natural(0), 0, "No n-gram of this length twice; 0 allows.")),
+            (
+                "max_new_tokens",
+                Param::default(natural(1), 256, "Longest answer, in tokens."),
+            ),
+            (
+                "temperature",
+                Param::default(number(0.0, None), 0.0, "0 decodes greedily."),
+            ),
+            (
+                "top_p",
+                Param::default(
+                    number(0.0, Some(1.0)),
+                    1.0,
+                    "Nucleus sampling; 1 keeps all tokens.",
+                ),
+            ),
+            (
+                "top_k",
+                Param::default(natural(0), 0, "Keep the k likeliest tokens; 0 keeps all."),
+            ),
+            (
+                "repetition_penalty",
+                Param::default(
+                    number(0.1, None),
+                    1.0,
+                    "Above 1 discourages tokens seen before.",
+                ),
+            ),
+            (
+                "no_repeat_ngram_size",
+                Param::default(natural(0), 0, "No n-gram of this length twice; 0 allows."),
+            ),
         ];
-        let decoding = decoding.into_iter().map(|(name, param)| (name.to_owned(), param)).collect();
+        let decoding = decoding
+            .into_iter()
+            .map(|(name, param)| (name.to_owned(), param))
+            .collect();
         let params = BTreeMap::from([
-            ("model", Param::required(ParamKind::Model, "The model that answers.")),
+            (
+                "model",
+                Param::required(ParamKind::Model, "The model that answers."),
+            ),
             ("chat", Chat::param()),
             ("quant", quant_param("none")),
             ("dtype", dtype_param()),
-            ("batch_size", Param::default(natural(1), 16, "Sequences generated at a time.")),
-            ("generation", Param::default(ParamKind::Record(decoding), serde_json::json!({}), "Decoding.")),
+            (
+                "batch_size",
+                Param::default(natural(1), 16, "Sequences generated at a time."),
+            ),
+            (
+                "generation",
+                Param::default(
+                    ParamKind::Record(decoding),
+                    serde_json::json!({}),
+                    "Decoding.",
+                ),
+            ),
         ]);
         let answers = Port::table(
             "One row per input row: what the model answered, how many tokens, and why it ended (`stop` or `length`).",
-            &[("id", "VARCHAR"), ("prediction", "VARCHAR"), ("tokens", "BIGINT"), ("finish", "VARCHAR")],
+            &[
+                ("id", "VARCHAR"),
+                ("prediction", "VARCHAR"),
+                ("tokens", "BIGINT"),
+                ("finish", "VARCHAR"),
+            ],
         );
         Interface {
             doc: "Lets a model answer every row.".to_owned(),
-            params: params.into_iter().map(|(name, param)| (name.to_owned(), param)).collect(),
+            params: params
+                .into_iter()
+                .map(|(name, param)| (name.to_owned(), param))
+                .collect(),
             inputs: BTreeMap::from([
-                ("rows".to_owned(), Port::table("Rows to answer.", &[("id", "VARCHAR")])),
-                ("adapter".to_owned(), Port::files("A PEFT adapter.").optional()),
+                (
+                    "rows".to_owned(),
+                    Port::table("Rows to answer.", &[("id", "VARCHAR")]),
+                ),
+                (
+                    "adapter".to_owned(),
+                    Port::files("A PEFT adapter.").optional(),
+                ),
             ]),
             outputs: BTreeMap::from([("rows".to_owned(), answers)]),
             open_inputs: false,
@@ -94,9 +162,20 @@ impl Op for Generate {
         true
     }
 
-    fn columns(&self, node: &Node, inputs: &BTreeMap<String, Option<Columns>>) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
-        super::language_model::check_chat(node, inputs.get("rows").and_then(Option::as_ref), false)?;
+    fn columns(
+        &self,
+        node: &Node,
+        inputs: &BTreeMap<String, Option<Columns>>,
+    ) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
+        super::language_model::check_chat(
+            node,
+            inputs.get("rows").and_then(Option::as_ref),
+            false,
+        )?;
         let outputs = self.interface().outputs;
-        Ok(outputs.into_iter().map(|(name, port)| (name, Some(port.columns))).collect())
+        Ok(outputs
+            .into_iter()
+            .map(|(name, port)| (name, Some(port.columns)))
+            .collect())
     }
 }

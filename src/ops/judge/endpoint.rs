@@ -38,14 +38,28 @@ pub(super) fn judge(
     done: &mut dyn FnMut(&[(usize, Verdict)]) -> Result<(), OpError>,
 ) -> Result<(), OpError> {
     if context.offline {
-        return Err(OpError::with_help("the judge is an endpoint, and the run is offline", "run without --offline, or name a local model"));
+        return Err(OpError::with_help(
+            "the judge is an endpoint, and the run is offline",
+            "run without --offline, or name a local model",
+        ));
     }
     let endpoint = Endpoint::new(context)?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(PARALLEL).build().map_err(|error| OpError::new(error.to_string()))?;
-    for (start, batch) in jobs.chunks(PARALLEL * 4).enumerate().map(|(at, batch)| (at * PARALLEL * 4, batch)) {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(PARALLEL)
+        .build()
+        .map_err(|error| OpError::new(error.to_string()))?;
+    for (start, batch) in jobs
+        .chunks(PARALLEL * 4)
+        .enumerate()
+        .map(|(at, batch)| (at * PARALLEL * 4, batch))
+    {
         context.check_cancelled()?;
-        let verdicts: Vec<Result<Verdict, OpError>> =
-            pool.install(|| batch.par_iter().map(|job| endpoint.ask(context, &job.id, &job.prompt)).collect());
+        let verdicts: Vec<Result<Verdict, OpError>> = pool.install(|| {
+            batch
+                .par_iter()
+                .map(|job| endpoint.ask(context, &job.id, &job.prompt))
+                .collect()
+        });
         // What succeeded is kept also when a sibling failed.
         let mut error = None;
         let mut good = Vec::new();
@@ -65,20 +79,34 @@ pub(super) fn judge(
 
 impl Endpoint {
     fn new(context: &Context) -> Result<Self, OpError> {
-        let spec = context.node.models.get("model").ok_or_else(|| OpError::new("no model given"))?;
+        let spec = context
+            .node
+            .models
+            .get("model")
+            .ok_or_else(|| OpError::new("no model given"))?;
         let url = spec.url.clone().unwrap_or_default();
         let model = spec.name.clone().unwrap_or_default();
         let key = match &spec.api_key_env {
             None => None,
             Some(name) => Some(std::env::var(name).map_err(|_| {
-                OpError::with_help(format!("the environment variable `{name}` with the API key of {url} is not set"), format!("export {name}=…"))
+                OpError::with_help(
+                    format!(
+                        "the environment variable `{name}` with the API key of {url} is not set"
+                    ),
+                    format!("export {name}=…"),
+                )
             })?),
         };
         let client = reqwest::blocking::Client::builder()
             .timeout(Duration::from_secs(120))
             .build()
             .map_err(|error| OpError::new(error.to_string()))?;
-        Ok(Self { client, url: url.trim_end_matches('/').to_owned(), model, key })
+        Ok(Self {
+            client,
+            url: url.trim_end_matches('/').to_owned(),
+            model,
+            key,
+        })
     }
 
     fn ask(&self, context: &Context, id: &str, prompt: &Rendered) -> Result<Verdict, OpError> {
@@ -93,10 +121,20 @@ impl Endpoint {
             context.check_cancelled()?;
             match self.request(&messages) {
                 Ok(text) => match parse_choice(&text, &prompt.choices) {
-                    Some(choice) => return Ok(Verdict { choice, probability: 1.0, detail: String::new() }),
+                    Some(choice) => {
+                        return Ok(Verdict {
+                            choice,
+                            probability: 1.0,
+                            detail: String::new(),
+                        });
+                    }
                     None => {
                         // Tell the model what was wrong once; the next answer counts as any other.
-                        last = format!("answered `{}`, not one of {:?}", shown(&text), prompt.choices);
+                        last = format!(
+                            "answered `{}`, not one of {:?}",
+                            shown(&text),
+                            prompt.choices
+                        );
                         messages.truncate(if prompt.system.is_some() { 2 } else { 1 });
                         messages.push(json!({ "role": "assistant", "content": text }));
                         messages.push(json!({ "role": "user", "content": format!("Reply with exactly one of these integers and nothing else: {:?}", prompt.choices) }));
@@ -110,44 +148,73 @@ impl Endpoint {
                 Err(Failure::Final(error)) => return Err(error),
             }
         }
-        Err(OpError::with_help(format!("{} gave no verdict for row `{id}` in {TRIES} tries: {last}", self.url), "run again: verdicts so far are kept"))
+        Err(OpError::with_help(
+            format!(
+                "{} gave no verdict for row `{id}` in {TRIES} tries: {last}",
+                self.url
+            ),
+            "run again: verdicts so far are kept",
+        ))
     }
 
     fn request(&self, messages: &[Value]) -> Result<String, Failure> {
-        let body = json!({ "model": self.model, "messages": messages, "temperature": 0, "max_tokens": 8 });
-        let mut request = self.client.post(format!("{}/chat/completions", self.url)).json(&body);
+        let body =
+            json!({ "model": self.model, "messages": messages, "temperature": 0, "max_tokens": 8 });
+        let mut request = self
+            .client
+            .post(format!("{}/chat/completions", self.url))
+            .json(&body);
         if let Some(key) = &self.key {
             request = request.bearer_auth(key);
         }
-        let response = request.send().map_err(|error| Failure::Passing(error.to_string(), None))?;
+        let response = request
+            .send()
+            .map_err(|error| Failure::Passing(error.to_string(), None))?;
         let status = response.status();
         if status.as_u16() == 429 || status.is_server_error() {
-            let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
+            let after = response
+                .headers()
+                .get("retry-after")
+                .and_then(|value| value.to_str().ok()?.parse().ok())
+                .map(Duration::from_secs);
             return Err(Failure::Passing(format!("HTTP {status}"), after));
         }
-        let text = response.text().map_err(|error| Failure::Passing(error.to_string(), None))?;
+        let text = response
+            .text()
+            .map_err(|error| Failure::Passing(error.to_string(), None))?;
         if !status.is_success() {
             return Err(Failure::Final(OpError::with_help(
                 format!("{} answered HTTP {status}: {}", self.url, shown(&text)),
                 "check `url`, `name` and `api_key_env` of the model",
             )));
         }
-        let answer: Value = serde_json::from_str(&text).map_err(|error| Failure::Passing(format!("not JSON: {error}"), None))?;
-        let content = answer.pointer("/choices/0/message/content").and_then(Value::as_str);
-        content.map(str::to_owned).ok_or_else(|| Failure::Passing(format!("no message in {}", shown(&text)), None))
+        let answer: Value = serde_json::from_str(&text)
+            .map_err(|error| Failure::Passing(format!("not JSON: {error}"), None))?;
+        let content = answer
+            .pointer("/choices/0/message/content")
+            .and_then(Value::as_str);
+        content
+            .map(str::to_owned)
+            .ok_or_else(|| Failure::Passing(format!("no message in {}", shown(&text)), None))
     }
 }
 
 /// The allowed integer that the answer is, if it is one: a lone integer, with or without a full stop, quotes or emphasis.
 fn parse_choice(answer: &str, choices: &[i64]) -> Option<i64> {
-    let bare = answer.trim().trim_matches(|c: char| matches!(c, '.' | '"' | '\'' | '`' | '*' | '(' | ')' | '[' | ']'));
+    let bare = answer
+        .trim()
+        .trim_matches(|c: char| matches!(c, '.' | '"' | '\'' | '`' | '*' | '(' | ')' | '[' | ']'));
     let number: i64 = bare.trim().parse().ok()?;
     choices.contains(&number).then_some(number)
 }
 
 fn shown(text: &str) -> String {
     let line = text.replace('\n', " ");
-    if line.chars().count() <= 200 { line } else { line.chars().take(200).chain(['…']).collect() }
+    if line.chars().count() <= 200 {
+        line
+    } else {
+        line.chars().take(200).chain(['…']).collect()
+    }
 }
 
 #[cfg(test)]

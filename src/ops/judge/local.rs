@@ -35,8 +35,16 @@ pub(super) fn judge(
                 Some(rest) => chooser.choose(rest, &choices)?,
                 None => alone.choose(&text, &choices)?,
             };
-            let detail = if truncated { TRUNCATED.to_owned() } else { String::new() };
-            let verdict = Verdict { choice: job.prompt.choices[choice.index], probability: choice.probability, detail };
+            let detail = if truncated {
+                TRUNCATED.to_owned()
+            } else {
+                String::new()
+            };
+            let verdict = Verdict {
+                choice: job.prompt.choices[choice.index],
+                probability: choice.probability,
+                detail,
+            };
             batch.push((index, verdict));
             if committed.elapsed() >= COMMIT_EVERY || index + 1 == jobs.len() {
                 done(&batch)?;
@@ -56,27 +64,51 @@ fn messages(prompt: &Rendered) -> Vec<Message> {
 /// The text that every prompt of this template starts with: what two rows without a letter in common share.
 ///
 /// It depends on the template alone, so a verdict does not depend on which other rows are judged beside it.
-fn shared_prefix(model: &LanguageModel, template: &PromptTemplate, sample: &Rendered) -> Result<String, OpError> {
+fn shared_prefix(
+    model: &LanguageModel,
+    template: &PromptTemplate,
+    sample: &Rendered,
+) -> Result<String, OpError> {
     let render = |filler: &str| -> Result<String, OpError> {
-        let rendered = template.render(&filled(&sample.row, filler)).map_err(OpError::new)?;
+        let rendered = template
+            .render(&filled(&sample.row, filler))
+            .map_err(OpError::new)?;
         Ok(model.render(&messages(&rendered), true)?)
     };
     let (a, b) = (render("\u{1}")?, render("\u{2}")?);
-    let same = a.char_indices().zip(b.chars()).take_while(|((_, a), b)| a == b).map(|((at, a), _)| at + a.len_utf8()).last();
+    let same = a
+        .char_indices()
+        .zip(b.chars())
+        .take_while(|((_, a), b)| a == b)
+        .map(|((at, a), _)| at + a.len_utf8())
+        .last();
     Ok(a[..same.unwrap_or(0)].to_owned())
 }
 
 fn filled(row: &Value, filler: &str) -> Value {
     match row {
         Value::String(_) => Value::String(filler.to_owned()),
-        Value::Array(items) => Value::Array(items.iter().map(|item| filled(item, filler)).collect()),
-        Value::Object(fields) => Value::Object(fields.iter().map(|(name, value)| (name.clone(), filled(value, filler))).collect()),
+        Value::Array(items) => {
+            Value::Array(items.iter().map(|item| filled(item, filler)).collect())
+        }
+        Value::Object(fields) => Value::Object(
+            fields
+                .iter()
+                .map(|(name, value)| (name.clone(), filled(value, filler)))
+                .collect(),
+        ),
         other => other.clone(),
     }
 }
 
 /// The prompt's text; where it has more than `limit` tokens, the column `truncate` is cut until it fits.
-fn fit(model: &LanguageModel, params: &Params, template: &PromptTemplate, job: &Job, limit: usize) -> Result<(String, bool), OpError> {
+fn fit(
+    model: &LanguageModel,
+    params: &Params,
+    template: &PromptTemplate,
+    job: &Job,
+    limit: usize,
+) -> Result<(String, bool), OpError> {
     let render = |prompt: &Rendered| -> Result<(String, usize), OpError> {
         let text = model.render(&messages(prompt), true)?;
         let tokens = model.tokenizer.encode(&text)?.len();
@@ -90,7 +122,10 @@ fn fit(model: &LanguageModel, params: &Params, template: &PromptTemplate, job: &
     }
     let too_long = || {
         OpError::with_help(
-            format!("the prompt of row `{}` has {tokens} tokens, {limit} fit", job.id),
+            format!(
+                "the prompt of row `{}` has {tokens} tokens, {limit} fit",
+                job.id
+            ),
             "name the column to cut in `truncate`, or raise `max_length`",
         )
     };
@@ -99,7 +134,9 @@ fn fit(model: &LanguageModel, params: &Params, template: &PromptTemplate, job: &
     let (mut low, mut high, mut best) = (0.0, 1.0, None);
     for _ in 0..12 {
         let keep = (low + high) / 2.0;
-        let shorter = template.render(&job.prompt.shortened(column, keep)).map_err(OpError::new)?;
+        let shorter = template
+            .render(&job.prompt.shortened(column, keep))
+            .map_err(OpError::new)?;
         let (text, tokens) = render(&shorter)?;
         if tokens <= limit {
             (low, best) = (keep, Some(text));

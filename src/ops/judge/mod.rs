@@ -50,7 +50,13 @@ struct Job {
 }
 
 /// Judges prompts that no verdict is known for; `done` makes a batch of verdicts durable and reports progress.
-type JudgeFn = fn(&Context, &Params, &PromptTemplate, &[Job], &mut dyn FnMut(&[(usize, Verdict)]) -> Result<(), OpError>) -> Result<(), OpError>;
+type JudgeFn = fn(
+    &Context,
+    &Params,
+    &PromptTemplate,
+    &[Job],
+    &mut dyn FnMut(&[(usize, Verdict)]) -> Result<(), OpError>,
+) -> Result<(), OpError>;
 
 impl Op for Judge {
     fn name(&self) -> &'static str {
@@ -65,21 +71,57 @@ impl Op for Judge {
         let text = || ParamKind::Text;
         let params = BTreeMap::from([
             ("model", Param::required(ParamKind::Model, "The judge.")),
-            ("prompt", Param::required(ParamKind::File, "MiniJinja template with the blocks `system` (optional) and `user`; sees the row's columns.")),
-            ("choices", Param::required(text(), "MiniJinja expression over the row: the list of allowed integers.")),
-            ("truncate", Param::optional(text(), "The column (text, or list of texts) that is cut where a prompt does not fit.")),
-            ("max_length", Param::default(ParamKind::Integer { min: Some(16), max: None }, 2048, "Tokens of one prompt.")),
+            (
+                "prompt",
+                Param::required(
+                    ParamKind::File,
+                    "MiniJinja template with the blocks `system` (optional) and `user`; sees the row's columns.",
+                ),
+            ),
+            (
+                "choices",
+                Param::required(
+                    text(),
+                    "MiniJinja expression over the row: the list of allowed integers.",
+                ),
+            ),
+            (
+                "truncate",
+                Param::optional(
+                    text(),
+                    "The column (text, or list of texts) that is cut where a prompt does not fit.",
+                ),
+            ),
+            (
+                "max_length",
+                Param::default(
+                    ParamKind::Integer {
+                        min: Some(16),
+                        max: None,
+                    },
+                    2048,
+                    "Tokens of one prompt.",
+                ),
+            ),
             ("quant", quant_param("none")),
             ("dtype", dtype_param()),
         ]);
         let rows = Port::table("Rows to judge.", &[("id", "VARCHAR")]);
         let verdicts = Port::table(
             "One row per input row: the chosen integer and its probability among the allowed ones.",
-            &[("id", "VARCHAR"), ("choice", "BIGINT"), ("probability", "DOUBLE"), ("truncated", "BOOLEAN")],
+            &[
+                ("id", "VARCHAR"),
+                ("choice", "BIGINT"),
+                ("probability", "DOUBLE"),
+                ("truncated", "BOOLEAN"),
+            ],
         );
         Interface {
             doc: "Lets a model choose one of a few allowed integers for every row.".to_owned(),
-            params: params.into_iter().map(|(name, param)| (name.to_owned(), param)).collect(),
+            params: params
+                .into_iter()
+                .map(|(name, param)| (name.to_owned(), param))
+                .collect(),
             inputs: BTreeMap::from([("rows".to_owned(), rows)]),
             outputs: BTreeMap::from([("rows".to_owned(), verdicts)]),
             open_inputs: false,
@@ -87,18 +129,31 @@ impl Op for Judge {
     }
 
     fn resources(&self, node: &Node) -> Resources {
-        if self.needs_language_model(node) { all_slots() } else { Resources::default() }
+        if self.needs_language_model(node) {
+            all_slots()
+        } else {
+            Resources::default()
+        }
     }
 
     fn needs_language_model(&self, node: &Node) -> bool {
-        node.models.get("model").is_some_and(|model| model.url.is_none())
+        node.models
+            .get("model")
+            .is_some_and(|model| model.url.is_none())
     }
 
-    fn columns(&self, node: &Node, inputs: &BTreeMap<String, Option<Columns>>) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
+    fn columns(
+        &self,
+        node: &Node,
+        inputs: &BTreeMap<String, Option<Columns>>,
+    ) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
         let mut problems = Vec::new();
         let known = inputs.get("rows").and_then(Option::as_ref);
         let text = |name: &str| node.params.get(name).and_then(Value::as_str);
-        let template = node.files.get("prompt").map(|file| PromptTemplate::parse(&file.text, text("choices").unwrap_or("[]")));
+        let template = node
+            .files
+            .get("prompt")
+            .map(|file| PromptTemplate::parse(&file.text, text("choices").unwrap_or("[]")));
         match template {
             Some(Ok(template)) => {
                 for (at, name) in template.undeclared() {
@@ -121,7 +176,10 @@ impl Op for Judge {
             return Err(problems);
         }
         let outputs = self.interface().outputs;
-        Ok(outputs.into_iter().map(|(name, port)| (name, Some(port.columns))).collect())
+        Ok(outputs
+            .into_iter()
+            .map(|(name, port)| (name, Some(port.columns)))
+            .collect())
     }
 }
 
@@ -133,20 +191,36 @@ pub fn run_endpoint(context: &mut Context) -> Result<Outputs, OpError> {
 /// Runs the op with a local model or an endpoint.
 #[cfg(feature = "torch")]
 pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
-    let endpoint = context.node.models.get("model").is_some_and(|model| model.url.is_some());
-    run_with(context, if endpoint { endpoint::judge } else { local::judge })
+    let endpoint = context
+        .node
+        .models
+        .get("model")
+        .is_some_and(|model| model.url.is_some());
+    run_with(
+        context,
+        if endpoint {
+            endpoint::judge
+        } else {
+            local::judge
+        },
+    )
 }
 
 fn run_with(context: &mut Context, judge: JudgeFn) -> Result<Outputs, OpError> {
     let params: Params = context.params()?;
     let source = context.file("prompt").unwrap_or_default().to_owned();
-    let template = PromptTemplate::parse(&source, &params.choices).map_err(|problem| OpError::new(problem.message))?;
+    let template = PromptTemplate::parse(&source, &params.choices)
+        .map_err(|problem| OpError::new(problem.message))?;
     let jobs = render_jobs(context, &params, &template)?;
     let keys: Vec<Digest> = jobs.iter().map(|job| job.key).collect();
     let mut verdicts: HashMap<Digest, Verdict> = context.cache().verdicts_get(&keys)?;
     // Equal prompts are judged once.
     let mut asked = std::collections::HashSet::new();
-    let missing: Vec<Job> = jobs.iter().filter(|job| !verdicts.contains_key(&job.key) && asked.insert(job.key)).cloned().collect();
+    let missing: Vec<Job> = jobs
+        .iter()
+        .filter(|job| !verdicts.contains_key(&job.key) && asked.insert(job.key))
+        .cloned()
+        .collect();
     let (known, total) = (jobs.len() - missing.len(), jobs.len());
     if known > 0 && !missing.is_empty() {
         context.info(format!("{known} of {total} verdicts are known from before"));
@@ -155,7 +229,10 @@ fn run_with(context: &mut Context, judge: JudgeFn) -> Result<Outputs, OpError> {
     if !missing.is_empty() {
         let cache = context.cache();
         judge(context, &params, &template, &missing, &mut |batch| {
-            let rows: Vec<(Digest, Verdict)> = batch.iter().map(|(index, verdict)| (missing[*index].key, verdict.clone())).collect();
+            let rows: Vec<(Digest, Verdict)> = batch
+                .iter()
+                .map(|(index, verdict)| (missing[*index].key, verdict.clone()))
+                .collect();
             cache.verdicts_put(&rows)?;
             verdicts.extend(rows);
             done += batch.len() as u64;
@@ -172,42 +249,77 @@ fn run_with(context: &mut Context, judge: JudgeFn) -> Result<Outputs, OpError> {
     let mut counts = BTreeMap::<i64, u64>::new();
     let mut truncated = 0;
     for job in &jobs {
-        let verdict = verdicts.get(&job.key).ok_or_else(|| OpError::new(format!("no verdict for row `{}`", job.id)))?;
+        let verdict = verdicts
+            .get(&job.key)
+            .ok_or_else(|| OpError::new(format!("no verdict for row `{}`", job.id)))?;
         *counts.entry(verdict.choice).or_default() += 1;
         truncated += u64::from(was_truncated(verdict));
-        table.rows.push(vec![Cell::from(job.id.as_str()), verdict.choice.into(), verdict.probability.into(), was_truncated(verdict).into()]);
+        table.rows.push(vec![
+            Cell::from(job.id.as_str()),
+            verdict.choice.into(),
+            verdict.probability.into(),
+            was_truncated(verdict).into(),
+        ]);
     }
     context.report("asked", missing.len() as f64);
     for (choice, count) in &counts {
         context.report(&format!("choice_{choice}"), *count as f64);
     }
-    let tally: Vec<String> = counts.iter().map(|(choice, count)| format!("{choice}: {count}")).collect();
+    let tally: Vec<String> = counts
+        .iter()
+        .map(|(choice, count)| format!("{choice}: {count}"))
+        .collect();
     context.info(format!("verdicts {}", tally.join(", ")));
     if truncated > 0 {
         context.report("prompts_truncated", truncated as f64);
-        context.warn(format!("{truncated} prompts were longer than max_length {} and were cut at `{}`", params.max_length, params.truncate.as_deref().unwrap_or("?")));
+        context.warn(format!(
+            "{truncated} prompts were longer than max_length {} and were cut at `{}`",
+            params.max_length,
+            params.truncate.as_deref().unwrap_or("?")
+        ));
     }
     context.give_table("rows", &table, false)?;
     context.finish()
 }
 
 /// Renders the prompt of every row, in the order of ids.
-fn render_jobs(context: &Context, params: &Params, template: &PromptTemplate) -> Result<Vec<Job>, OpError> {
-    let rows = context.query("select id::varchar as id, to_json(rows)::varchar as row from rows order by id")?;
+fn render_jobs(
+    context: &Context,
+    params: &Params,
+    template: &PromptTemplate,
+) -> Result<Vec<Job>, OpError> {
+    let rows = context
+        .query("select id::varchar as id, to_json(rows)::varchar as row from rows order by id")?;
     let model = context.model_digest("model")?;
     let mut jobs = Vec::with_capacity(rows.rows.len());
     for cells in &rows.rows {
         let (Some(id), Some(text)) = (cells[0].as_str(), cells[1].as_str()) else {
-            return Err(OpError::with_help("a row has no `id`", "give every row an id, for example with `select row_number() over ()::varchar as id, …`"));
+            return Err(OpError::with_help(
+                "a row has no `id`",
+                "give every row an id, for example with `select row_number() over ()::varchar as id, …`",
+            ));
         };
-        let row: Value = serde_json::from_str(text).map_err(|error| OpError::new(format!("row `{id}`: {error}")))?;
-        let prompt = template.render(&row).map_err(|message| OpError::new(format!("row `{id}`: {message}")))?;
+        let row: Value = serde_json::from_str(text)
+            .map_err(|error| OpError::new(format!("row `{id}`: {error}")))?;
+        let prompt = template
+            .render(&row)
+            .map_err(|message| OpError::new(format!("row `{id}`: {message}")))?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(model.as_bytes());
-        let decoding = (&params.quant, &params.dtype, params.max_length, &params.truncate);
+        let decoding = (
+            &params.quant,
+            &params.dtype,
+            params.max_length,
+            &params.truncate,
+        );
         let identity = (decoding, &prompt.system, &prompt.user, &prompt.choices);
-        serde_json::to_writer(&mut hasher, &identity).map_err(|error| OpError::new(error.to_string()))?;
-        jobs.push(Job { id: id.to_owned(), key: hasher.finalize().into(), prompt });
+        serde_json::to_writer(&mut hasher, &identity)
+            .map_err(|error| OpError::new(error.to_string()))?;
+        jobs.push(Job {
+            id: id.to_owned(),
+            key: hasher.finalize().into(),
+            prompt,
+        });
     }
     Ok(jobs)
 }

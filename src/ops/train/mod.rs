@@ -18,7 +18,10 @@ use crate::graph::{Node, Resources};
 pub struct Train;
 
 #[derive(Debug, Deserialize)]
-#[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "read by the language-model runtime"))]
+#[cfg_attr(
+    not(feature = "torch"),
+    expect(dead_code, reason = "read by the language-model runtime")
+)]
 struct Params {
     chat: Chat,
     quant: String,
@@ -41,7 +44,10 @@ struct Params {
 }
 
 #[derive(Debug, Deserialize)]
-#[cfg_attr(not(feature = "torch"), expect(dead_code, reason = "read by the language-model runtime"))]
+#[cfg_attr(
+    not(feature = "torch"),
+    expect(dead_code, reason = "read by the language-model runtime")
+)]
 struct Adapter {
     r: i64,
     alpha: f64,
@@ -61,40 +67,151 @@ impl Op for Train {
     }
 
     fn interface(&self) -> Interface {
-        let natural = |min: i64| ParamKind::Integer { min: Some(min), max: None };
-        let number = |min: f64, max: Option<f64>| ParamKind::Number { min: Some(min), max };
-        let choice = |choices: &[&str]| ParamKind::Choice(choices.iter().map(|choice| (*choice).to_owned()).collect());
-        let linears = json!(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+        let natural = |min: i64| ParamKind::Integer {
+            min: Some(min),
+            max: None,
+        };
+        let number = |min: f64, max: Option<f64>| ParamKind::Number {
+            min: Some(min),
+            max,
+        };
+        let choice = |choices: &[&str]| {
+            ParamKind::Choice(choices.iter().map(|choice| (*choice).to_owned()).collect())
+        };
+        let linears = json!([
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj"
+        ]);
         let lora = [
             ("r", Param::default(natural(1), 16, "Rank.")),
-            ("alpha", Param::default(number(0.0, None), 32.0, "The adapter is scaled by alpha / r.")),
-            ("dropout", Param::default(number(0.0, Some(0.99)), 0.05, "Dropout on the adapter's input.")),
-            ("rslora", Param::default(ParamKind::Bool, false, "Scale by alpha / √r instead.")),
-            ("dora", Param::default(ParamKind::Bool, false, "Weight-decomposed adapter.")),
-            ("targets", Param::default(ParamKind::List(Box::new(ParamKind::Text)), linears, "Linear layers that get an adapter.")),
+            (
+                "alpha",
+                Param::default(
+                    number(0.0, None),
+                    32.0,
+                    "The adapter is scaled by alpha / r.",
+                ),
+            ),
+            (
+                "dropout",
+                Param::default(
+                    number(0.0, Some(0.99)),
+                    0.05,
+                    "Dropout on the adapter's input.",
+                ),
+            ),
+            (
+                "rslora",
+                Param::default(ParamKind::Bool, false, "Scale by alpha / √r instead."),
+            ),
+            (
+                "dora",
+                Param::default(ParamKind::Bool, false, "Weight-decomposed adapter."),
+            ),
+            (
+                "targets",
+                Param::default(
+                    ParamKind::List(Box::new(ParamKind::Text)),
+                    linears,
+                    "Linear layers that get an adapter.",
+                ),
+            ),
         ];
-        let lora = lora.into_iter().map(|(name, param)| (name.to_owned(), param)).collect();
+        let lora = lora
+            .into_iter()
+            .map(|(name, param)| (name.to_owned(), param))
+            .collect();
         let params = BTreeMap::from([
-            ("model", Param::required(ParamKind::Model, "The base model.")),
+            (
+                "model",
+                Param::required(ParamKind::Model, "The base model."),
+            ),
             ("chat", Chat::param()),
             ("quant", quant_param("nf4")),
             ("dtype", dtype_param()),
-            ("lora", Param::default(ParamKind::Record(lora), json!({}), "The adapter.")),
-            ("optimizer", Param::default(choice(&["adamw_8bit", "adamw"]), "adamw_8bit", "Optimizer.")),
-            ("learning_rate", Param::default(number(0.0, None), 5e-5, "Peak learning rate.")),
-            ("weight_decay", Param::default(number(0.0, None), 0.01, "Decoupled weight decay.")),
-            ("max_grad_norm", Param::default(number(0.0, None), 1.0, "Clip gradients to this norm; 0 does not.")),
-            ("warmup_ratio", Param::default(number(0.0, Some(1.0)), 0.03, "Share of the steps with rising learning rate.")),
-            ("batch_size", Param::default(natural(1), 32, "Sequences of one micro-batch.")),
-            ("gradient_accumulation", Param::default(natural(1), 8, "Micro-batches of one optimizer step.")),
-            ("epochs", Param::default(natural(1), 2, "Passes over the rows.")),
-            ("max_length", Param::default(natural(8), 1024, "Tokens of one sequence.")),
-            ("packing", Param::default(ParamKind::Bool, false, "Fill sequences with several rows.")),
+            (
+                "lora",
+                Param::default(ParamKind::Record(lora), json!({}), "The adapter."),
+            ),
+            (
+                "optimizer",
+                Param::default(choice(&["adamw_8bit", "adamw"]), "adamw_8bit", "Optimizer."),
+            ),
+            (
+                "learning_rate",
+                Param::default(number(0.0, None), 5e-5, "Peak learning rate."),
+            ),
+            (
+                "weight_decay",
+                Param::default(number(0.0, None), 0.01, "Decoupled weight decay."),
+            ),
+            (
+                "max_grad_norm",
+                Param::default(
+                    number(0.0, None),
+                    1.0,
+                    "Clip gradients to this norm; 0 does not.",
+                ),
+            ),
+            (
+                "warmup_ratio",
+                Param::default(
+                    number(0.0, Some(1.0)),
+                    0.03,
+                    "Share of the steps with rising learning rate.",
+                ),
+            ),
+            (
+                "batch_size",
+                Param::default(natural(1), 32, "Sequences of one micro-batch."),
+            ),
+            (
+                "gradient_accumulation",
+                Param::default(natural(1), 8, "Micro-batches of one optimizer step."),
+            ),
+            (
+                "epochs",
+                Param::default(natural(1), 2, "Passes over the rows."),
+            ),
+            (
+                "max_length",
+                Param::default(natural(8), 1024, "Tokens of one sequence."),
+            ),
+            (
+                "packing",
+                Param::default(ParamKind::Bool, false, "Fill sequences with several rows."),
+            ),
             // The gradient is the same bit for bit, so how it is computed is not part of the identity.
-            ("recompute", Param::default(choice(&["auto", "full", "none"]), "auto", "Gradient checkpointing.").unhashed()),
-            ("eval_every", Param::default(natural(1), 32, "Steps between evaluations.")),
-            ("early_stopping_patience", Param::default(natural(0), 2, "Evaluations without gain before stopping; 0 never stops.")),
-            ("checkpoint_every", Param::default(natural(1), 8, "Steps between checkpoints.").unhashed()),
+            (
+                "recompute",
+                Param::default(
+                    choice(&["auto", "full", "none"]),
+                    "auto",
+                    "Gradient checkpointing.",
+                )
+                .unhashed(),
+            ),
+            (
+                "eval_every",
+                Param::default(natural(1), 32, "Steps between evaluations."),
+            ),
+            (
+                "early_stopping_patience",
+                Param::default(
+                    natural(0),
+                    2,
+                    "Evaluations without gain before stopping; 0 never stops.",
+                ),
+            ),
+            (
+                "checkpoint_every",
+                Param::default(natural(1), 8, "Steps between checkpoints.").unhashed(),
+            ),
         ]);
         let curve = Port::table(
             "One row per optimizer step.",
@@ -110,12 +227,28 @@ impl Op for Train {
         );
         Interface {
             doc: "Fine-tunes a language model by QLoRA.".to_owned(),
-            params: params.into_iter().map(|(name, param)| (name.to_owned(), param)).collect(),
+            params: params
+                .into_iter()
+                .map(|(name, param)| (name.to_owned(), param))
+                .collect(),
             inputs: BTreeMap::from([
-                ("train".to_owned(), Port::table("Rows to learn from.", &[("id", "VARCHAR")])),
-                ("validation".to_owned(), Port::table("Rows whose loss picks the best adapter.", &[("id", "VARCHAR")]).optional()),
+                (
+                    "train".to_owned(),
+                    Port::table("Rows to learn from.", &[("id", "VARCHAR")]),
+                ),
+                (
+                    "validation".to_owned(),
+                    Port::table(
+                        "Rows whose loss picks the best adapter.",
+                        &[("id", "VARCHAR")],
+                    )
+                    .optional(),
+                ),
             ]),
-            outputs: BTreeMap::from([("adapter".to_owned(), Port::files("A PEFT adapter folder.")), ("curve".to_owned(), curve)]),
+            outputs: BTreeMap::from([
+                ("adapter".to_owned(), Port::files("A PEFT adapter folder.")),
+                ("curve".to_owned(), curve),
+            ]),
             open_inputs: false,
         }
     }
@@ -132,11 +265,22 @@ impl Op for Train {
         true
     }
 
-    fn columns(&self, node: &Node, inputs: &BTreeMap<String, Option<Columns>>) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
+    fn columns(
+        &self,
+        node: &Node,
+        inputs: &BTreeMap<String, Option<Columns>>,
+    ) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
         for port in ["train", "validation"] {
-            super::language_model::check_chat(node, inputs.get(port).and_then(Option::as_ref), true)?;
+            super::language_model::check_chat(
+                node,
+                inputs.get(port).and_then(Option::as_ref),
+                true,
+            )?;
         }
         let outputs = self.interface().outputs;
-        Ok(outputs.into_iter().map(|(name, port)| (name, (!port.columns.is_empty()).then_some(port.columns))).collect())
+        Ok(outputs
+            .into_iter()
+            .map(|(name, port)| (name, (!port.columns.is_empty()).then_some(port.columns)))
+            .collect())
     }
 }

@@ -24,7 +24,10 @@ pub struct Outcome {
 impl Project {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        Self { folder, variables: BTreeMap::new() }
+        Self {
+            folder,
+            variables: BTreeMap::new(),
+        }
     }
 
     /// A project with one pipeline, `pipelines/p.yaml`.
@@ -45,7 +48,8 @@ impl Project {
 
     pub fn write(&self, path: &str, bytes: impl AsRef<[u8]>) {
         let path = self.path(path);
-        std::fs::create_dir_all(path.parent().expect("files lie in the project")).expect("a folder can be made");
+        std::fs::create_dir_all(path.parent().expect("files lie in the project"))
+            .expect("a folder can be made");
         std::fs::write(path, bytes).expect("a file can be written");
     }
 
@@ -56,23 +60,45 @@ impl Project {
     /// The program with the project as working folder and none of the developer's own settings.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flow"));
-        for name in ["FLOW_CACHE", "FLOW_RUNS", "FLOW_LOG", "HF_HOME", "HF_ENDPOINT", "CUDA_VISIBLE_DEVICES"] {
+        for name in [
+            "FLOW_CACHE",
+            "FLOW_RUNS",
+            "FLOW_LOG",
+            "HF_HOME",
+            "HF_ENDPOINT",
+            "CUDA_VISIBLE_DEVICES",
+        ] {
             command.env_remove(name);
         }
-        command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
-        command.env("FLOW_HOME", self.path("home")).env("NO_COLOR", "1").envs(&self.variables);
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null());
+        command
+            .env("FLOW_HOME", self.path("home"))
+            .env("NO_COLOR", "1")
+            .envs(&self.variables);
         command
     }
 
     pub fn flow(&self, arguments: &[&str]) -> Outcome {
-        let output = self.command(arguments).output().expect("flow can be started");
+        let output = self
+            .command(arguments)
+            .output()
+            .expect("flow can be started");
         self.outcome(output)
     }
 
     /// Like [`Project::flow`] for a process started with [`Project::command`].
     pub fn outcome(&self, output: std::process::Output) -> Outcome {
-        let text = |bytes: Vec<u8>| self.without_folder(&String::from_utf8(bytes).expect("flow speaks UTF-8"));
-        Outcome { stdout: text(output.stdout), stderr: text(output.stderr), code: output.status.code().unwrap_or(-1) }
+        let text = |bytes: Vec<u8>| {
+            self.without_folder(&String::from_utf8(bytes).expect("flow speaks UTF-8"))
+        };
+        Outcome {
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+            code: output.status.code().unwrap_or(-1),
+        }
     }
 
     /// Runs `pipelines/p.yaml`, which must succeed.
@@ -86,8 +112,14 @@ impl Project {
     }
 
     pub fn with_status(&self, status: &str) -> Vec<String> {
-        let nodes = self.latest()["nodes"].as_array().cloned().unwrap_or_default();
-        let names = nodes.iter().filter(|node| node["status"] == status).map(|node| node["name"].as_str().unwrap_or_default().to_owned());
+        let nodes = self.latest()["nodes"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let names = nodes
+            .iter()
+            .filter(|node| node["status"] == status)
+            .map(|node| node["name"].as_str().unwrap_or_default().to_owned());
         let mut names: Vec<_> = names.collect();
         names.sort();
         names
@@ -100,12 +132,17 @@ impl Project {
 
     /// The rows that a node gave in the latest run.
     pub fn rows(&self, output: &str) -> Value {
-        self.flow(&["data", "latest", output, "--json"]).success().json()
+        self.flow(&["data", "latest", output, "--json"])
+            .success()
+            .json()
     }
 
     fn without_folder(&self, text: &str) -> String {
         let real = self.folder.path().canonicalize().unwrap_or_default();
-        let cut = |text: String, folder: &Path| text.replace(&format!("{}/", folder.display()), "").replace(&folder.display().to_string(), "[project]");
+        let cut = |text: String, folder: &Path| {
+            text.replace(&format!("{}/", folder.display()), "")
+                .replace(&folder.display().to_string(), "[project]")
+        };
         cut(cut(text.to_owned(), &real), self.folder.path())
     }
 }
@@ -118,13 +155,18 @@ impl Outcome {
 
     #[track_caller]
     pub fn code(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code, code,
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout, self.stderr
+        );
         self
     }
 
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in:\n{}", self.stdout))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error} in:\n{}", self.stdout))
     }
 
     /// Standard error without ids and times, and without blanks at the ends of lines.
@@ -143,12 +185,19 @@ fn without_times(text: &str) -> String {
     let line = |line: &str| {
         let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
         for place in 0..words.len() {
-            let bare = |word: &str| word.trim_matches(|character: char| "()`,;:".contains(character)).to_owned();
+            let bare = |word: &str| {
+                word.trim_matches(|character: char| "()`,;:".contains(character))
+                    .to_owned()
+            };
             let word = bare(&words[place]);
             if word.len() == 20 && word.starts_with("20") && word.matches('-').count() == 2 {
                 words[place] = words[place].replace(&word, "[run]");
             }
-            if word.parse::<f64>().is_ok() && words.get(place + 1).is_some_and(|unit| ["ms", "s"].contains(&bare(unit).as_str())) {
+            if word.parse::<f64>().is_ok()
+                && words
+                    .get(place + 1)
+                    .is_some_and(|unit| ["ms", "s"].contains(&bare(unit).as_str()))
+            {
                 words[place] = "[time]".to_owned();
                 words[place + 1] = words[place + 1].trim_start_matches(['m', 's']).to_owned();
                 let unit = words.remove(place + 1);
