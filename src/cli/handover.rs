@@ -4,14 +4,13 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use super::error::CliError;
-use crate::engine::{NodeState, Plan};
+use crate::engine::Plan;
+use crate::graph::Graph;
 use crate::ops::Catalog;
 
-/// Whether something that will or may run is an op that this binary only knows by name.
-pub fn needed(plan: &Plan, catalog: &Catalog) -> bool {
-    plan.nodes.iter().any(|node| {
-        !matches!(node.state, NodeState::Cached { .. }) && catalog.run_fn(&node.op).is_none()
-    })
+/// Whether something that will or may run needs the language-model runtime, and this binary does not have it.
+pub fn needed(plan: &Plan, graph: &Graph, catalog: &Catalog) -> bool {
+    !catalog.has_language_model() && plan.needs_language_model(graph, catalog)
 }
 
 /// Replaces this process by `flow-lm` with the same arguments; returns only where that fails.

@@ -77,7 +77,7 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
         &outside,
         &*screen,
     )?;
-    if handover::needed(&plan, catalog) {
+    if handover::needed(&plan, &graph, catalog) {
         // The lock goes with the cache; the other program takes it again.
         drop(cache);
         return Err(handover::to_language_model());

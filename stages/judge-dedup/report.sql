@@ -1,5 +1,0 @@
-select count(*) as groups,
-       count(*) filter (choice > 0) as groups_kept,
-       count(*) filter (choice = 0) as groups_dropped,
-       count(*) filter (truncated) as prompts_truncated
-from verdicts

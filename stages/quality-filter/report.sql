@@ -1,4 +1,0 @@
-select (select count(*) from rows) as rows_in,
-       (select count(*) from output) as rows_kept,
-       rows_in - rows_kept as rows_dropped,
-       (select count(*) filter (truncated) from verdicts) as prompts_truncated
