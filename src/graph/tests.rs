@@ -533,7 +533,7 @@ stages:
       ·               ╰── did you mean `rows`?
     4 │   b: { uses: rows, with: { limti: 3 } }
       ╰────
-     help: ops: `ask`, `merge`, `rows`; stages (folders of `stages/` with a `stage.yaml`): `judge`
+     help: ops: `ask`, `merge`, `rows`; stages (folders of `stages/` with a `stage.yaml`): `evaluate`, `judge`, `judge-dedup`, `merge`, `qlora-train`, `quality-filter`, `stratified-split`
 
      × the op `rows` has no param `limti`
       ╭─[pipelines/p.yaml:4:28]
