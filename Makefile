@@ -1,6 +1,7 @@
 # Each target does all the set-up it needs; what is there already is skipped.
 #   make run      set up, build, run pipelines/medquad.yaml (or the profile `sample` where MedQuAD cannot be had)
-#   make test     set up, then every check and test
+#   make test     set up, then the format check and every test
+#   make lint     set up, then clippy with warnings as errors
 #   make build    set up, build in release, print the binary's path as the last line
 #   make install  put `flow` on the PATH (PREFIX, default ~/.local)
 
@@ -8,7 +9,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test build install setup lint bench
+.PHONY: run test build install setup lint
 
 export FLOW_HOME ?= $(HOME)/.cache/flow
 export LIBTORCH_USE_PYTORCH := 1
@@ -33,8 +34,10 @@ run: setup
 
 test: setup
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
 	cargo test --locked
+
+lint: setup
+	cargo clippy --locked --all-targets -- -D warnings
 
 install: build
 	install -D -t $(PREFIX)/bin $(BIN)/flow $(BIN)/flow-lm
