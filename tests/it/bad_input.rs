@@ -30,7 +30,9 @@ fn several_problems_come_together() {
        ·                ╰── did you mean `source`?
      3 │   b: { uses: command, with: { rn: ls } }
        ╰────
-      help: ops: `command`, `score`, `source`, `sql`; stages (folders of `stages/` with a `stage.yaml`): there are none
+      help: ops: `bootstrap`, `command`, `embed`, `generate`, `judge`, `score`, `source`, `sql`, `train`; stages (folders
+            of `stages/` with a `stage.yaml`): `evaluate`, `judge-dedup`, `merge`, `qlora-train`, `quality-filter`,
+            `stratified-split`
 
       × the op `command` needs the param `run` (the script, run by `sh -e` in an empty folder; each input is a path in
       │ `$IN_<name>`, and what is written into the folder `$OUT` is the output)
