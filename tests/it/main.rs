@@ -4,5 +4,7 @@ mod bad_input;
 mod commands;
 mod data;
 mod interruption;
+#[cfg(feature = "torch")]
+mod language_model;
 mod staleness;
 mod support;
