@@ -6,5 +6,6 @@ mod data;
 mod interruption;
 #[cfg(feature = "torch")]
 mod language_model;
+mod medquad;
 mod staleness;
 mod support;
