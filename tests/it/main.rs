@@ -4,5 +4,8 @@ mod bad_input;
 mod commands;
 mod data;
 mod interruption;
+mod remarks;
+mod shown;
+mod stages;
 mod staleness;
 mod support;
