@@ -1,7 +1,8 @@
 # Each target does all the set-up it needs; what is there already is skipped.
 #   make run      set up, build, run pipelines/medquad.yaml (or the profile `sample` where MedQuAD cannot be had)
-#   make test     set up, then the format check and every test
-#   make lint     set up, then clippy with warnings as errors
+#   make test     set up, then format check, clippy and every test
+#   make lint     set up, then format check and clippy, warnings as errors
+#   make bench-engine  what the engine itself costs per stage, beside make and ninja
 #   make build    set up, build in release, print the binary's path as the last line
 #   make install  put `flow` on the PATH (PREFIX, default ~/.local)
 
@@ -9,7 +10,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test build install setup lint
+.PHONY: run test build install setup lint bench-engine
 
 export FLOW_HOME ?= $(HOME)/.cache/flow
 export LIBTORCH_USE_PYTORCH := 1
@@ -32,12 +33,15 @@ run: setup
 	cargo build --release --locked --bins
 	scripts/run-medquad.sh $(BIN)/flow
 
-test: setup
-	cargo fmt --check
+test: lint
 	cargo test --locked
 
 lint: setup
+	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+
+bench-engine: build
+	scripts/bench-engine.py $(BIN)/flow
 
 install: build
 	install -D -t $(PREFIX)/bin $(BIN)/flow $(BIN)/flow-lm

@@ -196,7 +196,7 @@ impl Worker {
         let full = |error| CacheError::database(error, self.database.path());
         connection.execute_batch("begin").map_err(full)?;
         let written = insert(&connection, &self.pending)
-            .and_then(|()| Ok(connection.execute_batch("commit").map_err(full)?));
+            .and_then(|()| connection.execute_batch("commit").map_err(full));
         if written.is_err() {
             // The first error is the one to report.
             let _ = connection.execute_batch("rollback");

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 pub enum CacheError {
     #[error(transparent)]
     Io(std::io::Error),
-    #[error("the disk that holds `{}` is full: {message}", .path.display())]
+    /// A full disk, or a limit of the user's own.
+    #[error("there is no room for `{}`: {message}", .path.display())]
     DiskFull { path: PathBuf, message: String },
     #[error("`{}` is damaged: {message}", .path.display())]
     Damaged { path: PathBuf, message: String },
@@ -72,7 +73,7 @@ impl CacheError {
         let message = error.to_string();
         let path = path.to_path_buf();
         let has = |needles: &[&str]| needles.iter().any(|needle| message.contains(needle));
-        if has(&["No space left", "Disk quota exceeded"]) {
+        if has(&["No space left", "Disk quota exceeded", "File too large"]) {
             Self::DiskFull {
                 path,
                 message: first_line(&message),
@@ -113,7 +114,9 @@ impl CacheError {
 impl From<std::io::Error> for CacheError {
     fn from(error: std::io::Error) -> Self {
         match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::DiskFull {
+            std::io::ErrorKind::StorageFull
+            | std::io::ErrorKind::QuotaExceeded
+            | std::io::ErrorKind::FileTooLarge => Self::DiskFull {
                 path: PathBuf::from("cache"),
                 message: error.to_string(),
             },

@@ -4,7 +4,6 @@
 //! changed well before it was hashed: a later change within the clock's grain would not show ("racily clean" in git).
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,6 +13,7 @@ use fs_err as fs;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::archive::archive_digest;
 use super::objects::{file_digest, mtime};
 use crate::digest::Digest;
 
@@ -25,6 +25,13 @@ pub enum ExternalError {
     Unreadable { path: PathBuf, message: String },
     #[error("`{}` is not a whole zip archive: {message}", .path.display())]
     Archive { path: PathBuf, message: String },
+    #[error("`{member}` in `{}` unpacks to {} times its size, {} MiB", .path.display(), .size / .packed.max(&1), .size >> 20)]
+    Bomb {
+        path: PathBuf,
+        member: String,
+        size: u64,
+        packed: u64,
+    },
     #[error("`{}` keeps changing while it is read", .0.display())]
     Unsteady(PathBuf),
 }
@@ -188,71 +195,13 @@ fn list(
     Ok(())
 }
 
-fn member(hasher: &mut blake3::Hasher, name: &str, digest: &Digest) {
+pub(super) fn member(hasher: &mut blake3::Hasher, name: &str, digest: &Digest) {
     hasher.update(&(name.len() as u64).to_le_bytes());
     hasher.update(name.as_bytes());
     hasher.update(digest.as_bytes());
 }
 
-/// The digest of a zip archive: names and contents of its files in order of name, so that compression, times and the
-/// order in the container do not matter. A single folder at the top (as code hosts put in) is left out of the names.
-pub fn archive_digest(path: &Path) -> Result<Digest, ExternalError> {
-    let broken = |error: &dyn std::fmt::Display| ExternalError::Archive {
-        path: path.to_path_buf(),
-        message: error.to_string(),
-    };
-    let bytes = fs::read(path).map_err(|error| unreadable(path, error))?;
-    let archive =
-        zip::ZipArchive::new(std::io::Cursor::new(&bytes[..])).map_err(|error| broken(&error))?;
-    let mut members: Vec<(String, usize)> = Vec::new();
-    let mut names = archive.clone();
-    for index in 0..names.len() {
-        let file = names.by_index_raw(index).map_err(|error| broken(&error))?;
-        if !file.is_dir() {
-            members.push((
-                file.name().map_err(|error| broken(&error))?.into_owned(),
-                index,
-            ));
-        }
-    }
-    let top = members
-        .first()
-        .and_then(|(name, _)| name.split_once('/'))
-        .map(|(top, _)| format!("{top}/"));
-    if let Some(top) = top.filter(|top| {
-        members
-            .iter()
-            .all(|(name, _)| name.starts_with(top.as_str()))
-    }) {
-        for (name, _) in &mut members {
-            name.drain(..top.len());
-        }
-    }
-    members.sort();
-    let content =
-        |archive: &mut zip::ZipArchive<_>, index: usize| -> Result<Digest, ExternalError> {
-            let mut file = archive.by_index(index).map_err(|error| broken(&error))?;
-            let mut content = Vec::new();
-            file.read_to_end(&mut content)
-                .map_err(|error| broken(&error))?;
-            Ok(Digest::of(content))
-        };
-    let digests: Result<Vec<Digest>, ExternalError> = members
-        .par_iter()
-        .map_init(
-            || archive.clone(),
-            |archive, (_, index)| content(archive, *index),
-        )
-        .collect();
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"flow archive 1");
-    for ((name, _), digest) in members.iter().zip(digests?) {
-        member(&mut hasher, name, &digest);
-    }
-    Ok(hasher.finalize().into())
-}
-
-fn unreadable(path: &Path, error: std::io::Error) -> ExternalError {
+pub(super) fn unreadable(path: &Path, error: std::io::Error) -> ExternalError {
     ExternalError::Unreadable {
         path: path.to_path_buf(),
         message: error.to_string(),
@@ -295,56 +244,7 @@ fn settled(stat: &Stat, hashed: i64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use zip::write::SimpleFileOptions;
-
     use super::*;
-
-    fn archive(path: &Path, members: &[(&str, &str)], method: zip::CompressionMethod) {
-        let mut writer = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
-        for (name, text) in members {
-            writer
-                .start_file(
-                    *name,
-                    SimpleFileOptions::default().compression_method(method),
-                )
-                .unwrap();
-            writer.write_all(text.as_bytes()).unwrap();
-        }
-        writer.finish().unwrap();
-    }
-
-    #[test]
-    fn archives_are_what_is_in_them() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        archive(
-            &path("a.zip"),
-            &[("a.xml", "1"), ("b/c.xml", "2")],
-            zip::CompressionMethod::Deflated,
-        );
-        archive(
-            &path("b.zip"),
-            &[("top-1/b/c.xml", "2"), ("top-1/a.xml", "1")],
-            zip::CompressionMethod::Stored,
-        );
-        archive(
-            &path("c.zip"),
-            &[("a.xml", "1"), ("b/c.xml", "3")],
-            zip::CompressionMethod::Stored,
-        );
-        let stats = StatIndex::default();
-        let digest = |name: &str| stats.digest(&path(name)).unwrap();
-        assert_eq!(digest("a.zip"), digest("b.zip"));
-        assert_ne!(digest("a.zip"), digest("c.zip"));
-        let whole = std::fs::read(path("a.zip")).unwrap();
-        std::fs::write(path("cut.zip"), &whole[..whole.len() - 10]).unwrap();
-        assert!(matches!(
-            stats.digest(&path("cut.zip")),
-            Err(ExternalError::Archive { .. })
-        ));
-    }
 
     #[test]
     fn folders_are_their_trees() {

@@ -2,6 +2,7 @@
 //!
 //! Called by the engine and by ops through their context; never prints and knows no op.
 
+mod archive;
 mod artifact;
 mod committer;
 mod database;
@@ -19,9 +20,11 @@ mod store;
 mod tables;
 mod verdicts;
 
+pub use archive::archive_digest;
+pub(crate) use archive::expands_too_far;
 pub use artifact::Artifact;
 pub use error::CacheError;
-pub use external::{ExternalError, StatIndex, archive_digest};
+pub use external::{ExternalError, StatIndex};
 pub use index::Entry;
 pub use lock::{Holder, RunLock};
 pub use maintenance::{Collected, Damage, Size, Verified};

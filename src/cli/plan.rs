@@ -130,7 +130,7 @@ fn as_text(plan: &Plan, style: Style) -> String {
             }
             NodeState::Cached { .. } => text.push_str(&format!(
                 "{}\n",
-                style.dim(&format!("cached    {name}").trim_end().to_owned())
+                style.dim(format!("cached    {name}").trim_end())
             )),
         }
     }

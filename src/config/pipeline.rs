@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::call::{Call, check_name};
+use super::call::{Call, InputRef, check_name};
 use super::diagnostic::{Diagnostic, Problems};
 use super::fields::{self, Fields, expected};
 use super::source::{Sources, Span};
@@ -25,6 +25,8 @@ pub struct PipelineSpec {
     pub models: BTreeMap<String, Model>,
     /// In the order of the file.
     pub stages: Vec<Call>,
+    /// `show: [stage.output, …]`: tables to print at the end of a run, beside those that stages show by themselves.
+    pub show: Vec<InputRef>,
     /// `cache: { path: … }`, relative to the project folder.
     pub cache: Option<PathBuf>,
     pub tracking: Option<TrackingSpec>,
@@ -42,7 +44,9 @@ pub struct Model {
 }
 
 /// Names that profiles and `--set` use for something else.
-const RESERVED: [&str; 6] = ["models", "seed", "cache", "tracking", "stages", "profiles"];
+const RESERVED: [&str; 7] = [
+    "models", "seed", "show", "cache", "tracking", "stages", "profiles",
+];
 
 /// The parts of a [`PipelineSpec`] that come from the YAML tree.
 pub struct Parts {
@@ -51,6 +55,7 @@ pub struct Parts {
     pub seed: u64,
     pub models: BTreeMap<String, Model>,
     pub stages: Vec<Call>,
+    pub show: Vec<InputRef>,
     pub cache: Option<PathBuf>,
     pub tracking: Option<TrackingSpec>,
 }
@@ -98,6 +103,10 @@ pub fn read(yaml: &Yaml, problems: &mut Problems) -> Option<Parts> {
         .iter()
         .filter_map(|entry| Call::read_stage(entry, problems))
         .collect();
+    let show = fields
+        .get("show")
+        .map(|yaml| read_show(yaml, problems))
+        .unwrap_or_default();
     // Profiles were laid over before; here only their place among the keys counts.
     fields.entry("profiles");
     let cache = fields.entry("cache").and_then(|entry| {
@@ -116,6 +125,7 @@ pub fn read(yaml: &Yaml, problems: &mut Problems) -> Option<Parts> {
         seed,
         models,
         stages,
+        show,
         cache,
         tracking,
     })
@@ -132,6 +142,25 @@ fn read_seed(yaml: &Yaml, problems: &mut Problems) -> u64 {
             0
         }
     }
+}
+
+fn read_show(yaml: &Yaml, problems: &mut Problems) -> Vec<InputRef> {
+    let Kind::List(items) = &yaml.kind else {
+        problems.push(
+            expected(yaml, "show", "a list of outputs")
+                .help("for example `show: [evaluate.summary]`"),
+        );
+        return Vec::new();
+    };
+    let reference = |item: &Yaml| {
+        Some(InputRef {
+            port: "show".to_owned(),
+            port_span: item.span,
+            target: fields::text(item, "show", problems)?,
+            span: item.span,
+        })
+    };
+    items.iter().filter_map(reference).collect()
 }
 
 fn read_model(entry: &Entry, problems: &mut Problems) -> Option<Model> {

@@ -51,6 +51,7 @@ pub fn pipeline(uses: &Interfaces) -> Value {
             "seed": { "description": "The one seed all others come from.", "anyOf": [{ "type": "integer", "minimum": 0 }, stand_in(FROM_ENVIRONMENT)] },
             "models": { "description": "Language models by name.", "type": "object", "additionalProperties": { "$ref": "#/definitions/model" } },
             "stages": { "type": "object", "minProperties": 1, "additionalProperties": { "$ref": "#/definitions/stage" } },
+            "show": { "description": "Outputs (`stage` or `stage.output`) whose rows are printed at the end of a run, after those that stages show by themselves.", "type": "array", "items": { "type": "string" } },
             "profiles": { "description": overrides, "type": "object", "additionalProperties": { "type": "object" } },
             "cache": { "type": "object", "additionalProperties": false, "properties": { "path": { "type": "string", "description": "Folder of the cache, relative to the project." } } },
             "tracking": {
@@ -106,7 +107,7 @@ pub fn stage(ops: &Interfaces) -> Value {
                     "type": "object",
                     "required": ["from"],
                     "additionalProperties": false,
-                    "properties": { "from": { "type": "string", "description": "`step` or `step.output`." }, "columns": names, "doc": { "type": "string" } },
+                    "properties": { "from": { "type": "string", "description": "`step` or `step.output`." }, "columns": names, "show": { "type": "boolean", "description": "Its rows are printed at the end of a run." }, "doc": { "type": "string" } },
                 },
             },
             "steps": { "type": "object", "minProperties": 1, "additionalProperties": { "$ref": "#/definitions/step" } },

@@ -33,6 +33,8 @@ pub struct StageOutput {
     pub span: Span,
     /// Columns the output promises.
     pub columns: Columns,
+    /// Its rows are printed at the end of a run.
+    pub show: bool,
 }
 
 /// Where the files of a stage are.
@@ -151,6 +153,7 @@ impl StageSpec {
                 .get("columns")
                 .map(|yaml| declare::columns(yaml, problems))
                 .unwrap_or_default();
+            let show = output.bool("show", problems).unwrap_or(false);
             output.finish(problems);
             interface.outputs.insert(
                 entry.key.clone(),
@@ -169,6 +172,7 @@ impl StageSpec {
                     from: target,
                     span: from.span,
                     columns,
+                    show,
                 });
             }
         }

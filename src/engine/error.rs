@@ -53,6 +53,17 @@ impl EngineError {
                 source: ExternalError::Unsteady(_),
                 ..
             } => Some("wait until it is written, then run again".to_owned()),
+            Self::Data {
+                source: ExternalError::Archive { .. },
+                ..
+            } => Some("it may be cut off, or be no zip archive at all; get it again".to_owned()),
+            Self::Data {
+                source: ExternalError::Bomb { .. },
+                ..
+            } => Some(
+                "the archive is not what it seems; check where it comes from, or unpack it by hand and name the folder"
+                    .to_owned(),
+            ),
             Self::Data { .. } => None,
             Self::Model { source, .. } | Self::Fetch { source, .. } => source.help.clone(),
             Self::Cache(error) => error.help(),

@@ -10,7 +10,7 @@ use crate::graph::draft::{Draft, Stage, Wire};
 use crate::graph::expand::Expander;
 use crate::graph::order::order;
 use crate::graph::wire::Wirer;
-use crate::graph::{Graph, Input, Link};
+use crate::graph::{Graph, Input, Link, Shown};
 use crate::ops::Catalog;
 
 /// Expands stages into nodes, wires ports, orders the nodes or names the cycle, takes columns through.
@@ -45,13 +45,14 @@ fn compile_with(
         .enumerate()
         .map(|(index, call)| (call.name.as_str(), index))
         .collect();
-    let wires = Wirer {
+    let mut wirer = Wirer {
         drafts: &drafts,
         stages: &mut stages,
         by_name,
         problems: &mut problems,
-    }
-    .wire();
+    };
+    let wires = wirer.wire();
+    let shown = wirer.shown(&spec.show);
     let parents: Vec<Vec<usize>> = wires
         .iter()
         .map(|wires| wires.iter().map(|wire| wire.from.draft).collect())
@@ -73,7 +74,16 @@ fn compile_with(
     if !problems.is_empty() {
         return Err(Diagnostics::new(sources, problems));
     }
-    Ok(assemble(spec, drafts, &stages, wires, order))
+    let shown = shown.into_iter().map(|(name, from)| Shown {
+        name,
+        node: drafts[from.draft].node.name.clone(),
+        output: from.output,
+    });
+    let shown = shown.collect();
+    Ok(Graph {
+        shown,
+        ..assemble(spec, drafts, &stages, wires, order)
+    })
 }
 
 fn assemble(
@@ -122,6 +132,7 @@ fn assemble(
         dag,
         order: order.into_iter().map(NodeIndex::new).collect(),
         exports,
+        shown: Vec::new(),
     }
 }
 

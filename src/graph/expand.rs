@@ -106,10 +106,11 @@ impl<'a> Expander<'a> {
                 .into_iter()
                 .map(|entry| (entry.key, Some(entry.value))),
         );
-        values.insert(
-            "seed".to_owned(),
-            Some(Yaml::new(Kind::Number(self.spec.seed.into()), call.span)),
-        );
+        // `$seed` is the pipeline's, unless the stage has a param of that name and the call gives it.
+        values
+            .entry("seed".to_owned())
+            .or_default()
+            .get_or_insert_with(|| Yaml::new(Kind::Number(self.spec.seed.into()), call.span));
         let scope = Scope {
             values,
             place: call.span,

@@ -31,6 +31,15 @@ pub struct Link {
     pub input: String,
 }
 
+/// A table that is printed at the end of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// As the user knows it: `evaluate.summary`.
+    pub name: String,
+    pub node: String,
+    pub output: String,
+}
+
 #[derive(Debug)]
 pub struct Graph {
     /// The pipeline's `name:`.
@@ -46,6 +55,8 @@ pub struct Graph {
     pub order: Vec<NodeIndex>,
     /// The outputs stages declare (`split.train`) and the node outputs behind them (`split.draw.train`).
     pub exports: BTreeMap<String, String>,
+    /// What stages show by themselves, in the order of the pipeline, then what the pipeline's `show:` names.
+    pub shown: Vec<Shown>,
 }
 
 impl Graph {

@@ -32,11 +32,61 @@ impl Wirer<'_, '_> {
             if let Some(definition) = self.stages[stage].definition.clone() {
                 for output in &definition.outputs {
                     if let Some(from) = self.stage_output(stage, output) {
+                        if output.show {
+                            self.is_table(&reference(output), &from);
+                        }
                         self.stages[stage].exports.push((output.name.clone(), from));
                     }
                 }
             }
         }
+    }
+
+    /// The tables to print at the end of a run, by the name the user knows them by: those that stages show by themselves,
+    /// then those of the pipeline's `show:`. Called once the stages are bound.
+    pub(super) fn shown(&mut self, asked: &[InputRef]) -> Vec<(String, From)> {
+        let mut shown: Vec<(String, From)> = Vec::new();
+        for stage in self.stages.iter() {
+            let Some(definition) = &stage.definition else {
+                continue;
+            };
+            for output in definition.outputs.iter().filter(|output| output.show) {
+                let from = stage.exports.iter().find(|(name, _)| *name == output.name);
+                if let Some((_, from)) = from {
+                    let name = format!("{}.{}", stage.call.name, output.name);
+                    shown.push((name, from.clone()));
+                }
+            }
+        }
+        for reference in asked {
+            if let Some(from) = self.in_pipeline(reference)
+                && self.is_table(reference, &from)
+                && !shown.iter().any(|(_, known)| *known == from)
+            {
+                shown.push((reference.target.clone(), from));
+            }
+        }
+        shown
+    }
+
+    /// Whether what `show` names are rows.
+    fn is_table(&mut self, reference: &InputRef, from: &From) -> bool {
+        let node = &self.drafts[from.draft];
+        let output = node.node.output(&from.output);
+        let fits = !node.sound || output.is_none_or(|output| output.kind == ArtifactKind::Table);
+        if !fits {
+            let message = format!(
+                "`show` prints the rows of a table, `{}` gives files",
+                reference.target
+            );
+            let help = format!(
+                "leave it out; `flow data latest {}` lists them",
+                reference.target
+            );
+            self.problems
+                .push(Diagnostic::new(reference.span, message).help(help));
+        }
+        fits
     }
 
     fn wires_of(&mut self, draft: usize) -> Vec<Wire> {
@@ -158,13 +208,7 @@ impl Wirer<'_, '_> {
 
     /// The step output behind a declared output of a stage.
     fn stage_output(&mut self, stage: usize, output: &StageOutput) -> Option<From> {
-        let input = InputRef {
-            port: output.name.clone(),
-            port_span: output.span,
-            target: output.from.clone(),
-            span: output.span,
-        };
-        self.in_stage(stage, &input, &[])
+        self.in_stage(stage, &reference(output), &[])
     }
 
     fn of_draft(
@@ -261,6 +305,16 @@ impl Wirer<'_, '_> {
         self.problems
             .push(Diagnostic::new(input.span, message).help(help));
         false
+    }
+}
+
+/// A declared output of a stage as a reference to the step behind it.
+fn reference(output: &StageOutput) -> InputRef {
+    InputRef {
+        port: output.name.clone(),
+        port_span: output.span,
+        target: output.from.clone(),
+        span: output.span,
     }
 }
 

@@ -174,6 +174,10 @@ impl ChatTemplates {
     }
 
     /// `(role, content)` of the messages before the response.
+    #[cfg_attr(
+        not(any(feature = "torch", test)),
+        expect(dead_code, reason = "called by the language-model runtime")
+    )]
     pub(super) fn render(&self, row: &Value) -> Result<Vec<(String, String)>, OpError> {
         let context = minijinja::Value::from(minijinja::value::Serde(row));
         let render = |name: &str| -> Result<String, OpError> {

@@ -4,7 +4,10 @@ use duckdb::Connection;
 use duckdb::arrow::datatypes::DataType;
 use duckdb::types::ValueRef;
 
+use serde_json::Value;
+
 use super::OpError;
+use crate::cache::bind;
 
 /// The column types ops write; DuckDB's names in [`ColumnType::sql`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,8 +126,19 @@ impl Table {
     /// Reads the rows of a query. Integers of any width, booleans, floating point and decimal numbers, and text (also
     /// enums) have a cell type; a column of another type has to be cast in the query.
     pub fn query(connection: &Connection, sql: &str) -> Result<Self, OpError> {
+        Self::query_with(connection, sql, &[])
+    }
+
+    /// Like [`Table::query`] with values for the `$name`s of the query.
+    pub fn query_with(
+        connection: &Connection,
+        sql: &str,
+        params: &[(String, Value)],
+    ) -> Result<Self, OpError> {
         let mut statement = connection.prepare(sql)?;
-        let mut rows = statement.query([])?;
+        bind(&mut statement, params)?;
+        statement.raw_execute()?;
+        let mut rows = statement.raw_query();
         let Some(result) = rows.as_ref() else {
             return Ok(Self::default());
         };

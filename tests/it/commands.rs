@@ -320,19 +320,6 @@ stages:
 }
 
 #[test]
-fn small_results_are_printed() {
-    let text =
-        "stages:\n  sum: { uses: sql, with: { query: 'select 42 as answer, 0.25 as share' } }\n";
-    let project = Project::with_pipeline(text);
-    insta::assert_snapshot!(project.run().results(), @r"
-    sum.rows
-    answer   share
-    ────────────────
-        42    0.25
-    ");
-}
-
-#[test]
 fn folders_can_be_named() {
     let project = project().variable("FLOW_RUNS", "elsewhere/runs");
     project.run();

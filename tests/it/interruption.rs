@@ -83,6 +83,99 @@ fn a_killed_run_is_shown_as_interrupted_and_resumed() {
     assert_eq!(project.ran(), ["slow"]);
 }
 
+/// Writes half of its output, starts a process that goes on without it, and waits the first time.
+const HALF: &str = "\
+stages:
+  quick: { uses: command, with: { run: 'echo 1 > $OUT/x' } }
+  half:
+    uses: command
+    inputs: { q: quick }
+    with:
+      run: |
+        echo first >> $OUT/x
+        if [ ! -e ${FLAGS}/go ]; then
+          (while :; do echo orphan >> $OUT/x; sleep 0.02; done) &
+          echo $! > ${FLAGS}/orphan
+          touch ${FLAGS}/started
+          wait
+        fi
+        echo second >> $OUT/x
+";
+
+#[test]
+fn a_kill_leaves_neither_half_a_result_nor_a_writer() {
+    let project = Project::with_pipeline(HALF);
+    std::fs::create_dir(project.path("flags")).unwrap();
+    let flags = project.path("flags").display().to_string();
+    let project = project.variable("FLAGS", &flags);
+    let mut child = start(&project);
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    let plan = project
+        .flow(&["plan", "pipelines/p.yaml", "--json"])
+        .success();
+    assert_eq!(plan.json()["nodes"][1]["state"], "will_run");
+    std::fs::write(project.path("flags/go"), "").unwrap();
+    project.run();
+    assert_eq!(project.ran(), ["half"]);
+    let orphan = std::fs::read_to_string(project.path("flags/orphan")).unwrap();
+    assert!(
+        !is_alive(orphan.trim()),
+        "the next run ends what the killed one left behind"
+    );
+    project
+        .flow(&["data", "latest", "half", "--export", "result"])
+        .success();
+    assert_eq!(
+        std::fs::read_to_string(project.path("result/x")).unwrap(),
+        "first\nsecond\n"
+    );
+    project.flow(&["cache", "verify"]).success();
+}
+
+/// Whether a process is there and no zombie (proc(5)).
+fn is_alive(pid: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    })
+}
+
+/// A limit on the size of files stands in for a full disk: writes fail in the middle.
+#[test]
+fn a_commit_that_finds_no_room_loses_nothing() {
+    let project = Project::with_pipeline(
+        "stages:
+  small: { uses: sql, with: { query: 'select 1 as n' } }
+  large: { uses: sql, with: { query: 'select n, md5((n + i)::varchar) as text from small, range(200000) t(i)' }, inputs: { small: small } }
+",
+    );
+    project
+        .flow(&["run", "pipelines/p.yaml", "--until", "small"])
+        .success();
+    let mut limited = Command::new("sh");
+    limited
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 4000; exec \"$0\" run pipelines/p.yaml",
+        ])
+        .arg(env!("CARGO_BIN_EXE_flow"))
+        .current_dir(project.path(""))
+        .env("NO_COLOR", "1");
+    let outcome = project.outcome(limited.output().unwrap()).code(1);
+    let errors: Vec<&str> = outcome
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with("error:"))
+        .collect();
+    assert_eq!(errors.len(), 1, "{}", outcome.stderr);
+    insta::assert_snapshot!(errors[0], @"");
+    project.run();
+    assert_eq!(project.ran(), ["large"]);
+    assert_eq!(project.with_status("cached"), ["small"]);
+    project.flow(&["cache", "verify"]).success();
+}
+
 #[test]
 fn a_second_run_waits_and_says_for_whom() {
     let project = waiting();

@@ -7,5 +7,8 @@ mod interruption;
 #[cfg(feature = "torch")]
 mod language_model;
 mod medquad;
+mod remarks;
+mod shown;
+mod stages;
 mod staleness;
 mod support;

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::prompt::{PromptTemplate, Rendered};
-use super::{Job, Params};
+use super::{Done, Job, Params};
 use crate::cache::Verdict;
 use crate::ops::{Context, OpError};
 
@@ -35,7 +35,7 @@ pub(super) fn judge(
     _params: &Params,
     _template: &PromptTemplate,
     jobs: &[Job],
-    done: &mut dyn FnMut(&[(usize, Verdict)]) -> Result<(), OpError>,
+    done: &mut Done<'_>,
 ) -> Result<(), OpError> {
     if context.offline {
         return Err(OpError::with_help(

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::prompt::{PromptTemplate, Rendered};
-use super::{Job, Params, TRUNCATED};
+use super::{Done, Job, Params, TRUNCATED};
 use crate::cache::Verdict;
 use crate::lm::{Chooser, LanguageModel, Message};
 use crate::ops::loaded::with_model;
@@ -19,7 +19,7 @@ pub(super) fn judge(
     params: &Params,
     template: &PromptTemplate,
     jobs: &[Job],
-    done: &mut dyn FnMut(&[(usize, Verdict)]) -> Result<(), OpError>,
+    done: &mut Done<'_>,
 ) -> Result<(), OpError> {
     with_model(context, "model", &params.quant, &params.dtype, |model| {
         let limit = params.max_length.min(model.config.context as usize);

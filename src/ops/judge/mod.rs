@@ -49,14 +49,11 @@ struct Job {
     prompt: Rendered,
 }
 
-/// Judges prompts that no verdict is known for; `done` makes a batch of verdicts durable and reports progress.
-type JudgeFn = fn(
-    &Context,
-    &Params,
-    &PromptTemplate,
-    &[Job],
-    &mut dyn FnMut(&[(usize, Verdict)]) -> Result<(), OpError>,
-) -> Result<(), OpError>;
+/// Makes a batch of verdicts, each with the position of its job, durable and reports progress.
+type Done<'a> = dyn FnMut(&[(usize, Verdict)]) -> Result<(), OpError> + 'a;
+
+/// Judges prompts that no verdict is known for.
+type JudgeFn = fn(&Context, &Params, &PromptTemplate, &[Job], &mut Done<'_>) -> Result<(), OpError>;
 
 impl Op for Judge {
     fn name(&self) -> &'static str {

@@ -19,6 +19,7 @@ pub(super) struct Rendered {
     pub(super) user: String,
     pub(super) choices: Vec<i64>,
     /// The row itself, to render again with a shorter text where the prompt does not fit.
+    #[cfg(any(feature = "torch", test))]
     pub(super) row: Value,
 }
 
@@ -117,11 +118,13 @@ impl PromptTemplate {
             system,
             user,
             choices,
+            #[cfg(any(feature = "torch", test))]
             row: row.clone(),
         })
     }
 }
 
+#[cfg(any(feature = "torch", test))]
 impl Rendered {
     /// The row with `column` (a text or a list of texts) cut to about `keep` of its length, `0.0..1.0`.
     pub(super) fn shortened(&self, column: &str, keep: f64) -> Value {
@@ -133,6 +136,7 @@ impl Rendered {
     }
 }
 
+#[cfg(any(feature = "torch", test))]
 fn shorten(value: &mut Value, keep: f64) {
     match value {
         Value::String(text) => {

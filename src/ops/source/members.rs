@@ -8,12 +8,11 @@ use std::sync::Arc;
 
 use zip::ZipArchive;
 
+use crate::cache::expands_too_far;
 use crate::ops::OpError;
 
 /// The largest file that is read whole.
 const MAX_BYTES: u64 = 256 << 20;
-/// XML and text shrink 20 times at the very most; deflate allows 1,032 times.
-const MAX_RATIO: u64 = 300;
 
 /// Files below one folder or in one archive, sorted by name.
 pub struct Members {
@@ -175,7 +174,7 @@ fn entries(
             continue;
         }
         let (bytes, packed) = (entry.size(), entry.compressed_size());
-        if bytes > 1 << 20 && bytes / packed.max(1) > MAX_RATIO {
+        if expands_too_far(bytes, packed) {
             return refuse(
                 &raw,
                 format!(

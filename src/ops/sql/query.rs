@@ -1,131 +1,32 @@
-//! The op `sql`: one SELECT over its inputs, which are views named by their ports.
-//!
-//! The text is never templated: params are bound as `$name`. Before a run the query is prepared on empty tables of the
-//! inputs' columns, so that its mistakes show then, and its columns are known to what comes after.
+//! One SELECT of a step: where its text comes from, what is wrong with it before a run, and which columns it gives.
 
 use std::collections::BTreeMap;
 
 use duckdb::Connection;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
-use super::{Context, Op, OpError, Outputs, Problem, checker};
-use crate::cache::{CacheError, bind, is_ordered, quote};
-use crate::config::{Columns, Interface, Param, ParamKind, Port};
-use crate::graph::Node;
-
-pub struct Sql;
+use super::super::Problem;
+use crate::cache::{bind, is_ordered, quote};
+use crate::config::Columns;
+use crate::graph::{Node, StageFile};
 
 /// The text to run, and how messages call its place.
-struct Query<'a> {
-    text: &'a str,
+pub(super) struct Query<'a> {
+    pub(super) text: &'a str,
     /// The param it comes from.
-    param: &'static str,
+    pub(super) param: &'static str,
     file: Option<String>,
-    params: Vec<(String, Value)>,
-}
-
-impl Op for Sql {
-    fn name(&self) -> &'static str {
-        "sql"
-    }
-
-    fn version(&self) -> u32 {
-        1
-    }
-
-    fn interface(&self) -> Interface {
-        let params = [
-            (
-                "query",
-                Param::optional(
-                    ParamKind::Text,
-                    "One SELECT; its inputs are views, `$name` is a param.",
-                ),
-            ),
-            (
-                "file",
-                Param::optional(
-                    ParamKind::File,
-                    "A file with the query, in the place of `query`.",
-                ),
-            ),
-            (
-                "params",
-                Param::default(
-                    ParamKind::Map(Box::new(ParamKind::Any)),
-                    json!({}),
-                    "Values for `$name`; a list or record is bound as JSON text.",
-                ),
-            ),
-        ];
-        Interface {
-            doc: "Runs one SELECT over its inputs.".to_owned(),
-            params: params
-                .into_iter()
-                .map(|(name, param)| (name.to_owned(), param))
-                .collect(),
-            inputs: BTreeMap::new(),
-            outputs: BTreeMap::from([(
-                "rows".to_owned(),
-                Port::table("The result; ordered if the query says so.", &[]),
-            )]),
-            open_inputs: true,
-        }
-    }
-
-    fn columns(
-        &self,
-        node: &Node,
-        inputs: &BTreeMap<String, Option<Columns>>,
-    ) -> Result<BTreeMap<String, Option<Columns>>, Vec<Problem>> {
-        let query = Query::of(node).map_err(|problem| vec![problem])?;
-        let checked = checker::with(|database| query.check(database, inputs));
-        let checked = checked.unwrap_or_else(|error| {
-            Err(Problem {
-                at: String::new(),
-                message: error.to_string(),
-                help: None,
-            })
-        });
-        checked
-            .map(|columns| BTreeMap::from([("rows".to_owned(), columns)]))
-            .map_err(|problem| vec![problem])
-    }
-}
-
-pub fn run(ctx: &mut Context) -> Result<Outputs, OpError> {
-    let refuse = |problem: Problem| OpError::Failed {
-        message: problem.message,
-        help: problem.help,
-    };
-    let query = Query::of(ctx.node).map_err(refuse)?;
-    match ctx.give_query("rows", query.text, &query.params) {
-        // The statement that keeps the result has a line before the query.
-        Err(OpError::Cache(CacheError::Query(message))) => {
-            return Err(refuse(query.problem(&message, 1)));
-        }
-        given => given?,
-    }
-    ctx.finish()
+    pub(super) params: Vec<(String, Value)>,
 }
 
 impl<'a> Query<'a> {
-    fn of(node: &'a Node) -> Result<Self, Problem> {
+    /// The query that makes the result.
+    pub(super) fn of(node: &'a Node) -> Result<Self, Problem> {
         let problem = |at: &str, message: &str| Problem {
             at: at.to_owned(),
             message: message.to_owned(),
             help: Some("give one of `query: \"select …\"` and `file: x.sql`".to_owned()),
         };
-        let none = Map::new();
-        let params = node
-            .params
-            .get("params")
-            .and_then(Value::as_object)
-            .unwrap_or(&none);
-        let params = params
-            .iter()
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect();
         match (
             node.params.get("query").and_then(Value::as_str),
             node.files.get("file"),
@@ -134,20 +35,9 @@ impl<'a> Query<'a> {
                 text,
                 param: "query",
                 file: None,
-                params,
+                params: params(node),
             }),
-            (None, Some(file)) => {
-                let name = file
-                    .path
-                    .file_name()
-                    .map(|name| name.to_string_lossy().into_owned());
-                Ok(Self {
-                    text: &file.text,
-                    param: "file",
-                    file: name,
-                    params,
-                })
-            }
+            (None, Some(file)) => Ok(Self::in_file(node, "file", file)),
             (Some(_), Some(_)) => Err(problem(
                 "file",
                 "an sql step has `query` or `file`, not both",
@@ -156,8 +46,29 @@ impl<'a> Query<'a> {
         }
     }
 
+    /// The query of another param that names a file.
+    pub(super) fn beside(node: &'a Node, param: &'static str) -> Option<Self> {
+        let file = node.files.get(param)?;
+        Some(Self::in_file(node, param, file))
+    }
+
+    fn in_file(node: &Node, param: &'static str, file: &'a StageFile) -> Self {
+        let name = file.path.file_name();
+        Self {
+            text: &file.text,
+            param,
+            file: name.map(|name| name.to_string_lossy().into_owned()),
+            params: params(node),
+        }
+    }
+
+    /// How messages call it.
+    pub(super) fn name(&self) -> &str {
+        self.file.as_deref().unwrap_or("the query")
+    }
+
     /// The columns of the result; `None` where those of an input are not known. `database` stays as it is.
-    fn check(
+    pub(super) fn check(
         &self,
         database: &Connection,
         inputs: &BTreeMap<String, Option<Columns>>,
@@ -230,7 +141,7 @@ impl<'a> Query<'a> {
     }
 
     /// DuckDB's message about this query: it shows the line (counted from `before`) with a caret, or says `(line 2, column 3)`.
-    fn problem(&self, message: &str, before: usize) -> Problem {
+    pub(super) fn problem(&self, message: &str, before: usize) -> Problem {
         let (_, message) = message.split_once("Error: ").unwrap_or(("", message));
         let (said, shown) = message.split_once("\n\nLINE ").unwrap_or((message, ""));
         let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -254,7 +165,7 @@ impl<'a> Query<'a> {
                 .unwrap_or_default();
             place = Some((number, text.to_owned(), caret.to_owned()));
         }
-        let name = self.file.as_deref().unwrap_or("the query");
+        let name = self.name();
         let headline = headline.trim_end_matches(['!', '.']);
         let message = match place {
             Some((number, text, caret)) => {
@@ -308,8 +219,18 @@ impl<'a> Query<'a> {
     }
 }
 
+/// The values of the param `params`.
+fn params(node: &Node) -> Vec<(String, Value)> {
+    let params = node.params.get("params").and_then(Value::as_object);
+    let pair = |(name, value): (&String, &Value)| (name.clone(), value.clone());
+    params.into_iter().flatten().map(pair).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::super::super::checker;
     use super::*;
 
     fn check(
