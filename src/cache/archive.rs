@@ -27,7 +27,10 @@ pub(crate) fn expands_too_far(size: u64, packed: u64) -> bool {
 pub fn archive_digest(path: &Path) -> Result<Digest, ExternalError> {
     let bytes = fs_err::read(path).map_err(|error| unreadable(path, error))?;
     let archive =
-        ZipArchive::new(std::io::Cursor::new(&bytes[..])).map_err(|error| broken(path, &error))?;
+        ZipArchive::new(std::io::Cursor::new(&bytes[..])).map_err(|error| match error {
+            zip::result::ZipError::Io(error) => unreadable(path, error),
+            _ => broken(path, &"it has no directory at its end"),
+        })?;
     let mut members = members(path, &archive, bytes.len() as u64)?;
     drop_shared_folder(&mut members);
     members.sort();
@@ -182,12 +185,12 @@ mod tests {
         );
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 10]).unwrap();
-        insta::assert_snapshot!(refused(), @"");
+        insta::assert_snapshot!(refused(), @"`/a.zip` is not a whole zip archive: it has no directory at its end");
         archive(
             &path,
             &[("a.xml", b"1"), ("zeros", &vec![0; 8 << 20])],
             zip::CompressionMethod::Deflated,
         );
-        insta::assert_snapshot!(refused(), @"");
+        insta::assert_snapshot!(refused(), @"`zeros` in `/a.zip` unpacks to 1028 times its size, 8 MiB");
     }
 }

@@ -193,15 +193,14 @@ impl Worker {
 
     fn write_rows(&self) -> Result<(), CacheError> {
         let connection = self.database.connection()?;
-        let full = |error| CacheError::database(error, self.database.path());
-        connection.execute_batch("begin").map_err(full)?;
+        connection.execute_batch("begin")?;
         let written = insert(&connection, &self.pending)
-            .and_then(|()| connection.execute_batch("commit").map_err(full));
+            .and_then(|()| connection.execute_batch("commit").map_err(CacheError::from));
         if written.is_err() {
             // The first error is the one to report.
             let _ = connection.execute_batch("rollback");
         }
-        written
+        written.map_err(|error| error.at(self.database.path()))
     }
 }
 

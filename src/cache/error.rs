@@ -35,6 +35,13 @@ pub enum CacheError {
     Database(duckdb::Error),
 }
 
+/// What the system says when a file cannot grow (errno(3)): ENOSPC, EDQUOT, EFBIG.
+const NO_ROOM: [&str; 3] = [
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+];
+
 fn list(known: &[String]) -> String {
     if known.is_empty() {
         return "; there are none".to_owned();
@@ -73,10 +80,11 @@ impl CacheError {
         let message = error.to_string();
         let path = path.to_path_buf();
         let has = |needles: &[&str]| needles.iter().any(|needle| message.contains(needle));
-        if has(&["No space left", "Disk quota exceeded", "File too large"]) {
+        let full = NO_ROOM.iter().find(|needle| message.contains(**needle));
+        if let Some(full) = full {
             Self::DiskFull {
                 path,
-                message: first_line(&message),
+                message: (*full).to_owned(),
             }
         } else if has(&["Could not set lock on file", "Conflicting lock"]) {
             Self::Busy {

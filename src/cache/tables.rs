@@ -15,7 +15,7 @@ impl Cache {
     /// Keeps the rows of `table`; their order counts only if `ordered`.
     pub fn store_table(&self, table: &Table, ordered: bool) -> Result<Artifact, CacheError> {
         let connection = self.database.connection()?;
-        in_transaction(&connection, || {
+        let kept = in_transaction(&connection, || {
             let staging = sql::quote(&staging_name());
             let columns: Vec<_> = table
                 .columns
@@ -31,7 +31,8 @@ impl Cache {
             appender.flush()?;
             drop(appender);
             self.adopt(&connection, &staging, ordered)
-        })
+        });
+        kept.map_err(|error| error.at(self.database.path()))
     }
 
     /// Keeps the result of one SELECT over `inputs` (views named by their ports); `params` are bound as `$name`.
@@ -46,7 +47,7 @@ impl Cache {
         let connection = self.database.connection()?;
         sql::create_views(&connection, inputs)?;
         let ordered = sql::is_ordered(&connection, query)?;
-        in_transaction(&connection, || {
+        let kept = in_transaction(&connection, || {
             let staging = sql::quote(&staging_name());
             let query = query.trim().trim_end_matches(';');
             // The query alone fails with the right line number.
@@ -60,7 +61,8 @@ impl Cache {
             statement.raw_execute().map_err(failed)?;
             drop(statement);
             self.adopt(&connection, &staging, ordered)
-        })
+        });
+        kept.map_err(|error| error.at(self.database.path()))
     }
 
     /// Column names and types of a table artifact, in order.

@@ -112,7 +112,10 @@ fn files_that_cannot_be_read_are_refused_before_the_run() {
     ");
     project.write("pipelines/p.yaml", pipeline("path: rows.zip"));
     project.write("rows.zip", b"PK\x03\x04 and then it breaks off");
-    insta::assert_snapshot!(messages(&project, 2), @"error: `rows` reads data by its param `path`: `rows.zip` is not a whole zip archive: invalid Zip archive: Could not find EOCD");
+    insta::assert_snapshot!(messages(&project, 2), @r"
+    error: `rows` reads data by its param `path`: `rows.zip` is not a whole zip archive: it has no directory at its end
+      help: it may be cut off, or be no zip archive at all; get it again
+    ");
 }
 
 #[test]

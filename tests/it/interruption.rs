@@ -39,6 +39,17 @@ fn wait_for(mut done: impl FnMut() -> bool) {
     }
 }
 
+/// What a run would do with a node now.
+fn state(project: &Project, node: usize) -> String {
+    let plan = project
+        .flow(&["plan", "pipelines/p.yaml", "--json"])
+        .success();
+    plan.json()["nodes"][node]["state"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
 fn signal(child: &Child, name: &str) {
     let status = Command::new("kill")
         .args([name, &child.id().to_string()])
@@ -72,8 +83,9 @@ fn ctrl_c_once_stops_and_the_next_run_goes_on() {
 fn a_killed_run_is_shown_as_interrupted_and_resumed() {
     let project = waiting();
     let mut child = start(&project);
-    // Events reach the record within a fifth of a second.
+    // Events reach the record within a fifth of a second, and results the disk.
     wait_for(|| project.latest()["unfinished"][0] == "slow");
+    wait_for(|| state(&project, 0) == "cached");
     signal(&child, "-KILL");
     child.wait().unwrap();
     assert_eq!(project.latest()["state"], "interrupted");
@@ -169,7 +181,7 @@ fn a_commit_that_finds_no_room_loses_nothing() {
         .filter(|line| line.starts_with("error:"))
         .collect();
     assert_eq!(errors.len(), 1, "{}", outcome.stderr);
-    insta::assert_snapshot!(errors[0], @"");
+    insta::assert_snapshot!(errors[0], @"error: `large` failed: there is no room for `cache/flow.duckdb`: File too large");
     project.run();
     assert_eq!(project.ran(), ["large"]);
     assert_eq!(project.with_status("cached"), ["small"]);

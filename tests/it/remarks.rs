@@ -32,13 +32,13 @@ fn numbers_and_lines_come_from_queries() {
         "{}",
         outcome.stderr
     );
-    let reported =
-        json!({ "few.dropped": 1.0, "few.kept": 2.0, "few.least": 2.0, "few.mean": 2.5 });
-    assert_eq!(project.latest()["metrics"], reported);
+    let reported = json!({ "dropped": 1.0, "kept": 2.0, "least": 2.0, "mean": 2.5 });
+    assert_eq!(project.latest()["nodes"][1]["metrics"], reported);
+    assert_eq!(project.latest()["metrics"]["few.kept"], 2.0);
     // A cached node tells its numbers again.
     project.run();
     assert!(project.ran().is_empty());
-    assert_eq!(project.latest()["metrics"], reported);
+    assert_eq!(project.latest()["nodes"][1]["metrics"], reported);
 }
 
 #[test]
@@ -53,10 +53,10 @@ fn mistakes_in_them_are_found_before_the_run() {
         let headline = messages.lines().next().unwrap_or_default().to_owned();
         headline.trim_start_matches([' ', '×']).to_owned()
     };
-    insta::assert_snapshot!(refused("report: report.sql", "report.sql", "select nn from output"), @"");
-    insta::assert_snapshot!(refused("report: report.sql", "report.sql", "select id from output"), @"");
-    insta::assert_snapshot!(refused("notes: notes.sql", "notes.sql", "select n from output"), @"");
-    insta::assert_snapshot!(refused("notes: notes.sql", "notes.sql", "select id, id from output"), @"");
+    insta::assert_snapshot!(refused("report: report.sql", "report.sql", "select nn from output"), @r#"report.sql, line 1: Referenced column "nn" not found in FROM clause"#);
+    insta::assert_snapshot!(refused("report: report.sql", "report.sql", "select id from output"), @"report.sql: the column `id` is VARCHAR, a report is numbers");
+    insta::assert_snapshot!(refused("notes: notes.sql", "notes.sql", "select n from output"), @"notes.sql: the column `n` is BIGINT, notes are text");
+    insta::assert_snapshot!(refused("notes: notes.sql", "notes.sql", "select id, id from output"), @"notes.sql: notes are one column, this gives 2");
     let project = project("report: report.sql");
     project.write("report.sql", "select n from output");
     let outcome = project.flow(&["run", "pipelines/p.yaml"]).code(1);

@@ -29,7 +29,23 @@ steps:
 fn what_is_declared_is_printed() {
     let project = project("show: [total.mean, rows, total.sum]");
     let first = project.run();
-    insta::assert_snapshot!(first.results(), @"");
+    insta::assert_snapshot!(first.results(), @r"
+    total.sum
+    n
+    ───
+    3
+
+    total.mean
+      n
+    ─────
+    1.5
+
+    rows
+    id   n
+    ────────
+    a    1
+    b    2
+    ");
     // Also where nothing had to be done.
     assert_eq!(project.run().stdout, first.stdout);
     let part = |arguments: &[&str]| {
@@ -67,6 +83,36 @@ fn what_cannot_be_shown_is_refused() {
             .code(2)
             .messages()
     };
-    insta::assert_snapshot!(refused("show: [files, totl]"), @"");
-    insta::assert_snapshot!(refused("show: rows"), @"");
+    insta::assert_snapshot!(refused("show: [files, totl]"), @r"
+      × `show` prints the rows of a table, `files` gives files
+       ╭─[pipelines/p.yaml:2:8]
+     1 │ name: sums
+     2 │ show: [files, totl]
+       ·        ─────
+     3 │ stages:
+       ╰────
+      help: leave it out; `flow data latest files` lists them
+
+      × there is no stage `totl`
+       ╭─[pipelines/p.yaml:2:15]
+     1 │ name: sums
+     2 │ show: [files, totl]
+       ·               ──┬─
+       ·                 ╰── did you mean `total`?
+     3 │ stages:
+       ╰────
+      help: the stages are `rows`, `total`, `files`
+
+    2 problems found; nothing was run
+    ");
+    insta::assert_snapshot!(refused("show: rows"), @r"
+     × `show` takes a list of outputs, this is the text `rows`
+      ╭─[pipelines/p.yaml:2:7]
+    1 │ name: sums
+    2 │ show: rows
+      ·       ────
+    3 │ stages:
+      ╰────
+     help: for example `show: [evaluate.summary]`
+    ");
 }
