@@ -15,24 +15,25 @@ use serde::{Deserialize, Serialize};
 
 use super::archive::archive_digest;
 use super::objects::{file_digest, mtime};
+use crate::config::display;
 use crate::digest::Digest;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ExternalError {
-    #[error("`{}` does not exist", .0.display())]
+    #[error("`{}` does not exist", display(.0))]
     Missing(PathBuf),
-    #[error("`{}` cannot be read: {message}", .path.display())]
+    #[error("`{}` cannot be read: {message}", display(.path))]
     Unreadable { path: PathBuf, message: String },
-    #[error("`{}` is not a whole zip archive: {message}", .path.display())]
+    #[error("`{}` is not a whole zip archive: {message}", display(.path))]
     Archive { path: PathBuf, message: String },
-    #[error("`{member}` in `{}` unpacks to {} times its size, {} MiB", .path.display(), .size / .packed.max(&1), .size >> 20)]
+    #[error("`{member}` in `{}` unpacks to {} times its size, {} MiB", display(.path), .size / .packed.max(&1), .size >> 20)]
     Bomb {
         path: PathBuf,
         member: String,
         size: u64,
         packed: u64,
     },
-    #[error("`{}` keeps changing while it is read", .0.display())]
+    #[error("`{}` keeps changing while it is read", display(.0))]
     Unsteady(PathBuf),
 }
 

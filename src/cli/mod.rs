@@ -39,7 +39,7 @@ use output::Output;
 ///
 /// A pipeline is a YAML file; what it computes is cached by content, so a run does only what changed.
 #[derive(Debug, Parser)]
-#[command(name = "flow", version, styles = style_of_help(), max_term_width = 120, disable_help_subcommand = true)]
+#[command(name = "flow", version, styles = style_of_help(), max_term_width = 120)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -122,7 +122,7 @@ fn as_text(plan: &Plan, style: Style) -> String {
                     .iter()
                     .map(|name| format!("`{name}`"))
                     .collect::<Vec<_>>()
-                    .join(", ");
+                    .join(" or ");
                 text.push_str(&format!(
                     "{}   {name}  if {upstreams} gives something else than before\n",
                     style.yellow("may run")

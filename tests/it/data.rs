@@ -152,3 +152,71 @@ fn broken_xml_is_named_with_file_and_line() {
       help: correct the file, or take it out
     ");
 }
+
+/// The same three rows in each format, under the names of somebody else's columns.
+#[test]
+fn columns_of_every_format_are_mapped() {
+    let with = |path: &str| {
+        pipeline(&format!(
+            "path: {path}, id: key, columns: {{ question: prompt, answer: reply }}"
+        ))
+    };
+    let project = Project::with_pipeline(&with("rows.csv"));
+    project.write("rows.csv", "key,prompt,reply\nx,What?,This.\ny,Who?,\"Me, you\"\n");
+    project.write(
+        "rows.jsonl",
+        "{\"key\":\"x\",\"prompt\":\"What?\",\"reply\":\"This.\"}\n{\"key\":\"y\",\"prompt\":\"Who?\",\"reply\":\"Me, you\"}\n",
+    );
+    project.write(
+        "dataset/data/train-00000-of-00001.jsonl",
+        std::fs::read(project.path("rows.jsonl")).unwrap(),
+    );
+    project.write("dataset/data/test-00000-of-00001.jsonl", "{\"other\":1}\n");
+    project.run();
+    let expected = project.rows("rows");
+    assert_eq!(
+        expected[1],
+        serde_json::json!({ "id": "y", "question": "Who?", "answer": "Me, you" })
+    );
+    let back = "select id as key, question as prompt, answer as reply from data";
+    project
+        .flow(&["data", "latest", "rows", "--sql", back, "--export", "rows.parquet"])
+        .success();
+    for path in ["rows.jsonl", "rows.parquet", "dataset, format: hf"] {
+        project.write("pipelines/p.yaml", with(path));
+        project.run();
+        assert_eq!(project.rows("rows"), expected, "{path}");
+    }
+    project.write("pipelines/p.yaml", with("rows.csv").replace("prompt", "promt"));
+    insta::assert_snapshot!(messages(&project, 2), @"");
+}
+
+#[test]
+fn archives_that_are_cut_off_or_expand_too_far_are_refused() {
+    let project = Project::with_pipeline(&pipeline("path: qa.zip, format: medquad"));
+    let zip = |content: &[u8]| {
+        let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        writer
+            .start_file("a/1.xml", zip::write::SimpleFileOptions::default())
+            .unwrap();
+        writer.write_all(content).unwrap();
+        writer.finish().unwrap().into_inner()
+    };
+    let whole = zip(b"<Document/>");
+    project.write("qa.zip", &whole[..whole.len() / 2]);
+    insta::assert_snapshot!(messages(&project, 2), @"");
+    project.write("qa.zip", zip(&vec![0; 8 << 20]));
+    insta::assert_snapshot!(messages(&project, 2), @"");
+}
+
+#[test]
+fn what_is_not_text_or_has_no_rows_is_said_so() {
+    let project = Project::with_pipeline(&pipeline("path: rows.jsonl"));
+    project.write("rows.jsonl", b"{\"question\":\"caf\xe9\",\"answer\":\"x\"}\n");
+    insta::assert_snapshot!(messages(&project, 2), @"");
+    project.write("pipelines/p.yaml", pipeline("path: rows.csv"));
+    project.write("rows.csv", "id,question,answer\n");
+    insta::assert_snapshot!(failure(&project), @"");
+    project.write("rows.csv", "id,question,answer\n1,,x\n2,Who?,\n");
+    insta::assert_snapshot!(failure(&project), @"");
+}

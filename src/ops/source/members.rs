@@ -9,6 +9,7 @@ use std::sync::Arc;
 use zip::ZipArchive;
 
 use crate::cache::expands_too_far;
+use crate::config::display;
 use crate::ops::OpError;
 
 /// The largest file that is read whole.
@@ -87,7 +88,7 @@ impl Members {
     /// # Errors
     /// Content that is damaged, encrypted, or larger than it may be.
     pub fn read(&self, handle: &mut Handle, member: &Member) -> Result<Vec<u8>, OpError> {
-        let place = || format!("`{}` in `{}`", member.name, self.path.display());
+        let place = || format!("`{}` in `{}`", member.name, display(&self.path));
         if member.bytes > MAX_BYTES {
             return Err(OpError::new(format!(
                 "{} is {} MiB large; at most {} MiB are read",
@@ -130,13 +131,13 @@ fn damaged(place: &str, error: &io::Error) -> OpError {
 
 fn open(path: &Path) -> Result<ZipArchive<Window>, OpError> {
     let window = Window::open(path)
-        .map_err(|error| OpError::new(format!("`{}` cannot be opened: {error}", path.display())))?;
+        .map_err(|error| OpError::new(format!("`{}` cannot be opened: {error}", display(path))))?;
     ZipArchive::new(window).map_err(|error| {
         let why = match error {
             zip::result::ZipError::Io(error) => error.to_string(),
             _ => "it has no directory at its end".to_owned(),
         };
-        let message = format!("`{}` is not a whole zip archive: {why}", path.display());
+        let message = format!("`{}` is not a whole zip archive: {why}", display(path));
         OpError::with_help(
             message,
             "it may be cut off, or be no zip archive at all; get it again",
@@ -150,7 +151,7 @@ fn entries(
     suffix: &str,
 ) -> Result<Vec<Member>, OpError> {
     let refuse = |name: &str, why: String| {
-        let message = format!("`{name}` in `{}` {why}", path.display());
+        let message = format!("`{name}` in `{}` {why}", display(path));
         Err(OpError::with_help(
             message,
             "the archive is not what it seems; check where it comes from",
@@ -160,10 +161,10 @@ fn entries(
     for index in 0..archive.len() {
         let entry = archive
             .by_index_data(index)
-            .map_err(|error| damaged(&path.display().to_string(), &error.into()))?;
+            .map_err(|error| damaged(&display(path), &error.into()))?;
         let raw = entry
             .name()
-            .map_err(|error| damaged(&path.display().to_string(), &error.into()))?;
+            .map_err(|error| damaged(&display(path), &error.into()))?;
         let outside = raw.starts_with('/')
             || raw.contains(['\\', '\0'])
             || raw.split('/').any(|part| part == "..");

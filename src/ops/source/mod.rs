@@ -20,7 +20,7 @@ pub use format::Format;
 pub use params::Params;
 
 use super::{Context, Op, OpError, Outputs, Problem, checker};
-use crate::config::{Columns, Interface};
+use crate::config::{Columns, Interface, display};
 use crate::download;
 use crate::graph::Node;
 
@@ -113,7 +113,7 @@ pub fn run(ctx: &mut Context) -> Result<Outputs, OpError> {
         .cloned()
         .map_or_else(|| place(ctx.node), Ok)?;
     if let Some(expected) = params.digest {
-        let shown = path.display().to_string();
+        let shown = display(&path);
         download::check(&path, &shown, expected)
             .map_err(|error| OpError::with_help(error.to_string(), error.help()))?;
     }
@@ -182,7 +182,7 @@ fn copy(from: &Path, folder: &Path) -> Result<(), OpError> {
     if !from.is_dir() {
         let name = from
             .file_name()
-            .ok_or_else(|| OpError::new(format!("`{}` has no name", from.display())))?;
+            .ok_or_else(|| OpError::new(format!("`{}` has no name", display(from))))?;
         fs::copy(from, folder.join(name))?;
         return Ok(());
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::Format;
-use crate::config::{Interface, Param, ParamKind, Port};
+use crate::config::{Interface, Param, ParamKind, Port, display};
 use crate::digest::Digest;
 use crate::graph::Node;
 use crate::ops::Problem;
@@ -93,7 +93,7 @@ impl Params {
                 at: "path".to_owned(),
                 message: format!(
                     "the format of `{}` is not clear from its name",
-                    path.display()
+                    display(path)
                 ),
                 help: Some(format!(
                     "give `format`, one of {}",

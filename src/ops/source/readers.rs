@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::medquad::{self, Document};
 use super::members::{self, Member, Members};
 use super::{Format, Params};
-use crate::config::Columns;
+use crate::config::{Columns, display};
 use crate::ops::OpError;
 
 /// Called with units done and in total between steps; an error ends the reading.
@@ -115,7 +115,7 @@ fn reader(
         let metadata = fs_err::metadata(file)?;
         if metadata.is_file() && metadata.len() == 0 {
             return Err(OpError::with_help(
-                format!("`{}` is empty", file.display()),
+                format!("`{}` is empty", display(file)),
                 "give a file with rows",
             ));
         }
@@ -222,7 +222,7 @@ fn split_files(folder: &Path, split: &str) -> Result<(Format, Vec<PathBuf>), OpE
         "dataset_dict.json",
         "state.json",
     ];
-    let shown = folder.display();
+    let shown = display(folder);
     let names = members::files(folder)?;
     let base = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
     let data = names
@@ -312,9 +312,10 @@ pub(super) fn failure(path: &Path, error: &duckdb::Error) -> OpError {
     let message = lines
         .collect::<Vec<_>>()
         .join(": ")
-        .replace("CSV Error on Line: ", "line ");
+        .replace("CSV Error on Line: ", "line ")
+        .replace(&path.display().to_string(), &display(path));
     OpError::with_help(
-        format!("`{}` cannot be read: {message}", path.display()),
+        format!("`{}` cannot be read: {message}", display(path)),
         "correct the file, or its `format`",
     )
 }
@@ -333,7 +334,7 @@ fn read_medquad(
     let members = Members::list(path, ".xml")?;
     if members.as_slice().is_empty() {
         return Err(OpError::with_help(
-            format!("`{}` has no `.xml` files", path.display()),
+            format!("`{}` has no `.xml` files", display(path)),
             "give MedQuAD's archive or folder",
         ));
     }
@@ -344,7 +345,7 @@ fn read_medquad(
         let parse = |handle: &mut _, member: &Member| -> Result<Option<Document>, OpError> {
             let bytes = members.read(handle, member)?;
             medquad::parse(&bytes).map_err(|error| {
-                let message = format!("`{}` in `{}`, {error}", member.name, path.display());
+                let message = format!("`{}` in `{}`, {error}", member.name, display(path));
                 OpError::with_help(message, "correct the file, or take it out")
             })
         };
@@ -378,7 +379,7 @@ fn read_medquad(
     if skipped.len() == members.as_slice().len() {
         let message = format!(
             "none of the {total} `.xml` files of `{}` has `QAPairs`",
-            path.display()
+            display(path)
         );
         return Err(OpError::with_help(
             message,

@@ -7,7 +7,7 @@ use duckdb::Connection;
 use super::params::{Limit, Params, Whitespace};
 use super::sample;
 use crate::cache::quote;
-use crate::config::{Columns, suggest};
+use crate::config::{Columns, display, suggest};
 use crate::ops::{OpError, Problem};
 
 /// The table that [`Shape::make`] makes.
@@ -172,7 +172,7 @@ impl<'a> Shape<'a> {
         if count(ids)? != report.read {
             let message = format!(
                 "`{}` has ids such as `a` and `a#2` that cannot be told from numbered ones",
-                path.display()
+                display(path)
             );
             return Err(OpError::with_help(message, "name another column as `id`"));
         }
@@ -208,19 +208,26 @@ impl<'a> Shape<'a> {
         report.rows = count(&format!("select count(*) from {ROWS}"))?;
         report.left_out =
             report.read - report.rows - report.blank.iter().map(|(_, count, _)| count).sum::<u64>();
+        if report.read == 0 {
+            return Err(OpError::with_help(
+                format!("`{}` has no rows", display(path)),
+                "give data with rows",
+            ));
+        }
         if report.rows == 0 {
-            let help = if report.read == 0 {
-                "the data is empty"
-            } else {
-                "see `require` and `limit`"
-            };
+            let blank: Vec<String> = report
+                .blank
+                .iter()
+                .map(|(column, count, _)| format!("; {count} without `{column}`"))
+                .collect();
             return Err(OpError::with_help(
                 format!(
-                    "no rows are left of {} in `{}`",
+                    "no rows are left of {} in `{}`{}",
                     report.read,
-                    path.display()
+                    display(path),
+                    blank.concat()
                 ),
-                help,
+                "fill them in, or change `require` or `limit`",
             ));
         }
         report.facts = self.facts(connection)?;
