@@ -27,7 +27,7 @@ def above(shape, index):
 
 
 def write_flow(folder, shape, size):
-    lines = ["stages:", "  s0: { uses: command, with: { run: 'read -r x < $FILES; echo $x > $OUT/x', files: [data.txt] } }"]
+    lines = ["stages:", "  s0: { uses: command, with: { run: 'read -r x < \"$FILES\"; echo $x > $OUT/x', files: [data.txt] } }"]
     for index in range(1, size):
         script = f"read -r x < $IN_a/x; echo $x > $OUT/x # {index}"
         lines.append(f"  s{index}: {{ uses: command, inputs: {{ a: s{above(shape, index)} }}, with: {{ run: '{script}' }} }}")

@@ -1,7 +1,6 @@
 //! Processes that an op started: known by a record in the node's scratch folder, so that those which outlive a killed
-//! flow are ended before anything of theirs is used again.
-//!
-//! The direct child dies with flow (`PR_SET_PDEATHSIG`); what it had started itself does not.
+//! flow are ended before anything of theirs is used again. Until then they can write into that folder only, of which
+//! nothing is kept.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

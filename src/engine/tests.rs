@@ -182,14 +182,14 @@ impl Ran {
 const DIAMOND: &str = r#"
 name: diamond
 stages:
-  top:   { uses: command, with: { run: "tr a-z A-Z < $FILES > $OUT/x", files: [data.txt] } }
+  top:   { uses: command, with: { run: "tr a-z A-Z < \"$FILES\" > $OUT/x", files: [data.txt] } }
   left:  { uses: command, inputs: { top: top }, with: { run: "head -c 1 $IN_top/x > $OUT/x" } }
   right: { uses: command, inputs: { top: top }, with: { run: "wc -c < $IN_top/x > $OUT/x" } }
   end:   { uses: command, inputs: { left: left, right: right }, with: { run: "cat $IN_left/x $IN_right/x > $OUT/x" } }
 "#;
 
 fn diamond() -> Project {
-    let project = Project::new(&DIAMOND.replace("$FILES", "$(printf %s \\\"$FILES\\\")"));
+    let project = Project::new(DIAMOND);
     project.write("data.txt", "abc");
     project
 }

@@ -51,7 +51,7 @@ impl Op for Command {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn interface(&self) -> Interface {
@@ -198,9 +198,11 @@ pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
     for folder in [&work, &out, &inputs] {
         match fs::remove_dir_all(folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => fs::create_dir(folder)?,
+            _ => {}
         }
     }
+    fs::create_dir(&work)?;
+    fs::create_dir(&out)?;
     let mut process = Process::new("sh");
     process
         .args(["-e", "-c", &params.run])
@@ -215,14 +217,17 @@ pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
     for (port, artifact) in context.inputs.clone() {
         process.env(variable(&port), place(context, &port, &artifact, &inputs)?);
     }
+    // Without a newline at the end, so that `< "$FILES"` reads the one there is.
     let mut files = OsString::new();
     for index in 0..params.files.len() {
         let file = context
             .paths
             .get(&format!("files.{index}"))
             .ok_or_else(|| OpError::new(format!("`files.{index}` was not found")))?;
+        if index > 0 {
+            files.push("\n");
+        }
         files.push(std::path::absolute(file)?);
-        files.push("\n");
     }
     process
         .env("FILES", files)
@@ -266,6 +271,7 @@ fn place(
             context.cache().object_path(&artifact.digest),
         )?);
     }
+    fs::create_dir_all(folder)?;
     let path = std::path::absolute(folder.join(format!(
         "{}.parquet",
         variable(port).trim_start_matches("IN_")
@@ -305,28 +311,13 @@ fn supervise(
     mut process: Process,
     deadline: Option<Instant>,
 ) -> Result<(ExitStatus, VecDeque<String>), OpError> {
+    // Nothing is asked of the child before it starts `sh`: with that, starting it would be a `fork`, which takes longer
+    // the more memory flow uses, instead of a `vfork`.
     process
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
-    let parent = rustix::process::getpid();
-    let die_with_parent = move || {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        // The parent may have died before the line above.
-        if rustix::process::getppid() == Some(parent) {
-            Ok(())
-        } else {
-            Err(std::io::ErrorKind::BrokenPipe.into())
-        }
-    };
-    #[expect(
-        unsafe_code,
-        reason = "the closure only makes two system calls, which are safe between fork and exec"
-    )]
-    unsafe {
-        process.pre_exec(die_with_parent);
-    }
     children::record(&context.scratch, None)?;
     let child = process.spawn().map_err(|error| {
         OpError::with_help(

@@ -6,7 +6,7 @@ use super::{Style, plural, seconds};
 use crate::cache::Artifact;
 use crate::engine::{EventKind, Level, NodeStatus};
 
-/// The line an event is worth; `None` for what is only counted or drawn (cached nodes, progress, curves).
+/// The line an event is worth; `None` for what is only counted or drawn (cached and skipped nodes, progress, curves).
 pub fn line(style: Style, event: &EventKind) -> Option<String> {
     match event {
         EventKind::Fetching { what } => Some(format!("{} fetching {what}", style.cyan("↓"))),
@@ -39,7 +39,7 @@ pub fn line(style: Style, event: &EventKind) -> Option<String> {
             error,
             ..
         } => match status {
-            NodeStatus::Cached => None,
+            NodeStatus::Cached | NodeStatus::Skipped => None,
             NodeStatus::Ran => {
                 let details = [rows(outputs), numbers(metrics)]
                     .into_iter()
@@ -64,12 +64,6 @@ pub fn line(style: Style, event: &EventKind) -> Option<String> {
                     seconds(*took)
                 ))
             }
-            NodeStatus::Skipped => Some(format!(
-                "{} {} {}",
-                style.yellow("–"),
-                style.bold(node),
-                style.dim("skipped")
-            )),
         },
         EventKind::RunStarted { .. }
         | EventKind::NodeStarted { .. }

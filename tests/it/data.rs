@@ -81,8 +81,8 @@ fn files_that_cannot_be_read_are_refused_before_the_run() {
     let project = Project::with_pipeline(&pipeline("path: rows.csv"));
     project.write("rows.csv", b"id,question,answer\n1,caf\xe9,x\n");
     insta::assert_snapshot!(messages(&project, 2), @r"
-     × `rows.csv` cannot be read: line 2: Invalid unicode (byte sequence mismatch) detected. This file is
-     │ not utf-8 encoded.
+     × `rows.csv` cannot be read: line 2: Invalid unicode (byte sequence mismatch) detected. This file is not utf-8
+     │ encoded.
       ╭─[pipelines/p.yaml:3:39]
     2 │ stages:
     3 │   rows: { uses: source, with: { path: rows.csv } }
@@ -135,8 +135,8 @@ fn rows_without_a_question_are_dropped_and_named() {
     );
     project.write("rows.csv", "id,question,answer\n2, ,Me.\n");
     insta::assert_snapshot!(failure(&project), @r"
-    error: `rows` failed: no rows are left of 1 in `rows.csv`
-      help: see `require` and `limit`
+    error: `rows` failed: no rows are left of 1 in `rows.csv`; 1 without `question`
+      help: fill them in, or change `require` or `limit`
     ");
 }
 
@@ -162,7 +162,10 @@ fn columns_of_every_format_are_mapped() {
         ))
     };
     let project = Project::with_pipeline(&with("rows.csv"));
-    project.write("rows.csv", "key,prompt,reply\nx,What?,This.\ny,Who?,\"Me, you\"\n");
+    project.write(
+        "rows.csv",
+        "key,prompt,reply\nx,What?,This.\ny,Who?,\"Me, you\"\n",
+    );
     project.write(
         "rows.jsonl",
         "{\"key\":\"x\",\"prompt\":\"What?\",\"reply\":\"This.\"}\n{\"key\":\"y\",\"prompt\":\"Who?\",\"reply\":\"Me, you\"}\n",
@@ -172,23 +175,47 @@ fn columns_of_every_format_are_mapped() {
         std::fs::read(project.path("rows.jsonl")).unwrap(),
     );
     project.write("dataset/data/test-00000-of-00001.jsonl", "{\"other\":1}\n");
+    let rows = |project: &Project| {
+        let query = "from data order by id";
+        let found = project.flow(&["data", "latest", "rows", "--sql", query, "--json"]);
+        found.success().json()
+    };
     project.run();
-    let expected = project.rows("rows");
+    let expected = rows(&project);
     assert_eq!(
         expected[1],
-        serde_json::json!({ "id": "y", "question": "Who?", "answer": "Me, you" })
+        serde_json::json!({ "id": "y", "key": "y", "question": "Who?", "answer": "Me, you" })
     );
-    let back = "select id as key, question as prompt, answer as reply from data";
+    let back = "select key, question as prompt, answer as reply from data";
     project
-        .flow(&["data", "latest", "rows", "--sql", back, "--export", "rows.parquet"])
+        .flow(&[
+            "data",
+            "latest",
+            "rows",
+            "--sql",
+            back,
+            "--export",
+            "rows.parquet",
+        ])
         .success();
     for path in ["rows.jsonl", "rows.parquet", "dataset, format: hf"] {
         project.write("pipelines/p.yaml", with(path));
         project.run();
-        assert_eq!(project.rows("rows"), expected, "{path}");
+        assert_eq!(rows(&project), expected, "{path}");
     }
-    project.write("pipelines/p.yaml", with("rows.csv").replace("prompt", "promt"));
-    insta::assert_snapshot!(messages(&project, 2), @"");
+    project.write(
+        "pipelines/p.yaml",
+        with("rows.csv").replace("prompt", "promt"),
+    );
+    insta::assert_snapshot!(messages(&project, 2), @r"
+     × the data has no column `promt`
+      ╭─[pipelines/p.yaml:3:79]
+    2 │ stages:
+    3 │   rows: { uses: source, with: { path: rows.csv, id: key, columns: { question: promt, answer: reply } } }
+      ·                                                                               ─────
+      ╰────
+     help: did you mean `prompt`? the columns are `key`, `prompt`, `reply`
+    ");
 }
 
 #[test]
@@ -204,19 +231,43 @@ fn archives_that_are_cut_off_or_expand_too_far_are_refused() {
     };
     let whole = zip(b"<Document/>");
     project.write("qa.zip", &whole[..whole.len() / 2]);
-    insta::assert_snapshot!(messages(&project, 2), @"");
+    insta::assert_snapshot!(messages(&project, 2), @r"
+    error: `rows` reads data by its param `path`: `qa.zip` is not a whole zip archive: it has no directory at its end
+      help: it may be cut off, or be no zip archive at all; get it again
+    ");
     project.write("qa.zip", zip(&vec![0; 8 << 20]));
-    insta::assert_snapshot!(messages(&project, 2), @"");
+    insta::assert_snapshot!(messages(&project, 2), @r"
+    error: `rows` reads data by its param `path`: `a/1.xml` in `qa.zip` unpacks to 1028 times its size, 8 MiB
+      help: the archive is not what it seems; check where it comes from, or unpack it by hand and name the folder
+    ");
 }
 
 #[test]
 fn what_is_not_text_or_has_no_rows_is_said_so() {
     let project = Project::with_pipeline(&pipeline("path: rows.jsonl"));
-    project.write("rows.jsonl", b"{\"question\":\"caf\xe9\",\"answer\":\"x\"}\n");
-    insta::assert_snapshot!(messages(&project, 2), @"");
+    project.write(
+        "rows.jsonl",
+        b"{\"question\":\"caf\xe9\",\"answer\":\"x\"}\n",
+    );
+    insta::assert_snapshot!(messages(&project, 2), @r#"
+     × `rows.jsonl` cannot be read: Malformed JSON in file "rows.jsonl", at byte 17 in record/value 2: invalid UTF-8
+     │ encoding in string.
+      ╭─[pipelines/p.yaml:3:39]
+    2 │ stages:
+    3 │   rows: { uses: source, with: { path: rows.jsonl } }
+      ·                                       ──────────
+      ╰────
+     help: correct the file, or its `format`
+    "#);
     project.write("pipelines/p.yaml", pipeline("path: rows.csv"));
     project.write("rows.csv", "id,question,answer\n");
-    insta::assert_snapshot!(failure(&project), @"");
+    insta::assert_snapshot!(failure(&project), @r"
+    error: `rows` failed: `rows.csv` has no rows
+      help: give data with rows
+    ");
     project.write("rows.csv", "id,question,answer\n1,,x\n2,Who?,\n");
-    insta::assert_snapshot!(failure(&project), @"");
+    insta::assert_snapshot!(failure(&project), @r"
+    error: `rows` failed: no rows are left of 2 in `rows.csv`; 1 without `question`; 1 without `answer`
+      help: fill them in, or change `require` or `limit`
+    ");
 }

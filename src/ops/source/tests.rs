@@ -165,7 +165,7 @@ fn bad_input_is_said_in_one_message() {
     insta::assert_snapshot!(message("a.csv", b"id,question\n1,caf\xe9\n", json!({})), @"`a.csv` cannot be read: line 2: Invalid unicode (byte sequence mismatch) detected. This file is not utf-8 encoded.");
     insta::assert_snapshot!(message("a.csv", b"id,question\n1,a\n2,b,c,d\n3,d\n", json!({})), @"`a.csv` cannot be read: line 3: Expected Number of Columns: 2 Found: 3");
     insta::assert_snapshot!(message("a.jsonl", b"{\"id\": 1}\n{\"id\": \n", json!({})), @r#"`a.jsonl` cannot be read: Malformed JSON in file "a.jsonl", at byte 9 in line 3: unexpected end of data."#);
-    insta::assert_snapshot!(message("a.jsonl", b"{\"question\": \"\"}\n", json!({})), @"no rows are left of 1 in `a.jsonl`");
+    insta::assert_snapshot!(message("a.jsonl", b"{\"question\": \"\"}\n", json!({})), @"no rows are left of 1 in `a.jsonl`; 1 without `question`");
     insta::assert_snapshot!(message("a.parquet", b"PAR1 and not much more", json!({})), @"`a.parquet` cannot be read: No magic bytes found at end of file 'a.parquet'");
     insta::assert_snapshot!(message("a.zip", b"PK", json!({})), @"`a.zip` is not a whole zip archive: it has no directory at its end");
     insta::assert_snapshot!(message("a.xml", b"<Document/>", json!({})), @"none of the 1 `.xml` files of `a.xml` has `QAPairs`");

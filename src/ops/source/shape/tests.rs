@@ -113,8 +113,8 @@ fn unknown_columns_are_all_named() {
 
 #[test]
 fn no_rows_is_an_error() {
-    insta::assert_snapshot!(make(&params(json!({})), &format!("select * from ({RAW}) t(a, b, c, d) where false")).unwrap_err(), @"no rows are left of 0 in `data.csv`");
-    insta::assert_snapshot!(make(&params(json!({"limit": 0})), RAW).unwrap_err(), @"no rows are left of 6 in `data.csv`");
+    insta::assert_snapshot!(make(&params(json!({})), &format!("select * from ({RAW}) t(a, b, c, d) where false")).unwrap_err(), @"`data.csv` has no rows");
+    insta::assert_snapshot!(make(&params(json!({"limit": 0})), RAW).unwrap_err(), @"no rows are left of 6 in `data.csv`; 1 without `question`; 1 without `answer`");
 }
 
 /// 1,000 rows; every tenth question is asked twice, and a fifth of the rows is of kind `b`.
