@@ -14,7 +14,7 @@ use crate::graph::{Graph, PartChange, compile};
 use crate::ops::Catalog;
 use crate::ui::Style;
 
-/// Show what a run would do and which part of what changed; nothing is run
+/// Show what a run would do, and why; nothing is run
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(flatten)]

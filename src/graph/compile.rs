@@ -6,7 +6,7 @@ use petgraph::graph::{DiGraph, NodeIndex};
 
 use crate::config::{Diagnostic, Diagnostics, PipelineSpec, Span};
 use crate::graph::columns::Flow;
-use crate::graph::draft::{Draft, Stage, Wire};
+use crate::graph::draft::{Draft, From, Stage, Wire};
 use crate::graph::expand::Expander;
 use crate::graph::order::order;
 use crate::graph::wire::Wirer;
@@ -74,16 +74,7 @@ fn compile_with(
     if !problems.is_empty() {
         return Err(Diagnostics::new(sources, problems));
     }
-    let shown = shown.into_iter().map(|(name, from)| Shown {
-        name,
-        node: drafts[from.draft].node.name.clone(),
-        output: from.output,
-    });
-    let shown = shown.collect();
-    Ok(Graph {
-        shown,
-        ..assemble(spec, drafts, &stages, wires, order)
-    })
+    Ok(assemble(spec, drafts, &stages, wires, order, shown))
 }
 
 fn assemble(
@@ -92,6 +83,7 @@ fn assemble(
     stages: &[Stage],
     wires: Vec<Vec<Wire>>,
     order: Vec<usize>,
+    shown: Vec<(String, From)>,
 ) -> Graph {
     let mut exports = BTreeMap::new();
     for stage in stages {
@@ -100,6 +92,12 @@ fn assemble(
             exports.insert(format!("{}.{name}", stage.call.name), target);
         }
     }
+    let shown = shown.into_iter().map(|(name, from)| Shown {
+        name,
+        node: drafts[from.draft].node.name.clone(),
+        output: from.output,
+    });
+    let shown = shown.collect();
     let mut dag = DiGraph::with_capacity(drafts.len(), drafts.len());
     for draft in drafts {
         dag.add_node(draft.node);
@@ -132,7 +130,7 @@ fn assemble(
         dag,
         order: order.into_iter().map(NodeIndex::new).collect(),
         exports,
-        shown: Vec::new(),
+        shown,
     }
 }
 

@@ -24,6 +24,8 @@ use crate::graph::Node;
 
 /// Taken over from flow's own environment; none of them may change what a script computes.
 const KEPT: [&str; 5] = ["PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH"];
+/// The system's shell (as system(3) takes it). Looked for on the PATH it could only be started by a `fork`, see [`supervise`].
+const SHELL: &str = "/bin/sh";
 /// Lines of stderr shown when a script fails.
 const TAIL: usize = 20;
 /// How often a running script is checked for an interrupt.
@@ -203,7 +205,7 @@ pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
     }
     fs::create_dir(&work)?;
     fs::create_dir(&out)?;
-    let mut process = Process::new("sh");
+    let mut process = Process::new(SHELL);
     process
         .args(["-e", "-c", &params.run])
         .current_dir(&work)
@@ -321,8 +323,8 @@ fn supervise(
     children::record(&context.scratch, None)?;
     let child = process.spawn().map_err(|error| {
         OpError::with_help(
-            format!("`sh` cannot be started: {error}"),
-            "is there a `sh` on the PATH?",
+            format!("`{SHELL}` cannot be started: {error}"),
+            "scripts need a POSIX shell there",
         )
     })?;
     children::record(&context.scratch, Some(child.id()))?;

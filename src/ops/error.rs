@@ -1,5 +1,7 @@
 //! Why an op call did not give its outputs.
 
+use std::io::ErrorKind;
+
 use crate::cache::CacheError;
 
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +43,15 @@ impl OpError {
         match self {
             Self::Failed { help, .. } => help.clone(),
             Self::Cache(error) => error.help(),
-            Self::Cancelled | Self::Io(_) | Self::Database(_) => None,
+            Self::Io(error) => matches!(
+                error.kind(),
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
+            )
+            .then(|| {
+                "free some space and run the same command again; what was committed is kept"
+                    .to_owned()
+            }),
+            Self::Cancelled | Self::Database(_) => None,
         }
     }
 }
