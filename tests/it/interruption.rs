@@ -1,5 +1,6 @@
 //! Ctrl-C, `kill -9`, and two runs at once.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -191,24 +192,23 @@ fn a_second_run_waits_and_says_for_whom() {
     let project = waiting();
     let first = start(&project);
     assert_eq!(project.latest()["state"], "running");
-    let second = project
+    let mut second = project
         .command(&["run", "pipelines/p.yaml"])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut told = String::new();
+    BufReader::new(second.stderr.as_mut().unwrap())
+        .read_line(&mut told)
+        .unwrap();
+    assert!(told.contains("is used by run "), "{told}");
     // Looking in does not wait.
     project.flow(&["show"]).success();
-    std::thread::sleep(Duration::from_millis(300));
     std::fs::write(project.path("flags/go"), "").unwrap();
     project.outcome(first.wait_with_output().unwrap()).success();
-    let second = project
+    project
         .outcome(second.wait_with_output().unwrap())
         .success();
-    assert!(
-        second.stderr.contains("is used by run "),
-        "{}",
-        second.stderr
-    );
     assert!(project.ran().is_empty());
 }
