@@ -29,20 +29,20 @@ def above(shape, index):
 def write_flow(folder, shape, size):
     lines = ["stages:", "  s0: { uses: command, with: { run: 'read -r x < \"$FILES\"; echo $x > $OUT/x', files: [data.txt] } }"]
     for index in range(1, size):
-        script = f"read -r x < $IN_a/x; echo $x > $OUT/x # {index}"
+        script = f"read -r x _ < $IN_a/x; echo $x {index} > $OUT/x"
         lines.append(f"  s{index}: {{ uses: command, inputs: {{ a: s{above(shape, index)} }}, with: {{ run: '{script}' }} }}")
     (folder / "p.yaml").write_text("\n".join(lines) + "\n")
 
 
 def write_make(folder, shape, size):
     rules = [".DEFAULT_GOAL := all", "out/0: data.txt\n\t@read -r x < $<; echo $$x > $@"]
-    rules += [f"out/{i}: out/{above(shape, i)}\n\t@read -r x < $<; echo $$x > $@" for i in range(1, size)]
+    rules += [f"out/{i}: out/{above(shape, i)}\n\t@read -r x _ < $<; echo $$x {i} > $@" for i in range(1, size)]
     rules.append("all: " + " ".join(f"out/{index}" for index in range(size)))
     (folder / "Makefile").write_text("\n".join(rules) + "\n")
 
 
 def write_ninja(folder, shape, size):
-    rules = ["rule copy\n  command = read -r x < $in; echo $$x > $out", "build out/0: copy data.txt"]
+    rules = ["rule copy\n  command = read -r x _ < $in; echo $$x $out > $out", "build out/0: copy data.txt"]
     rules += [f"build out/{index}: copy out/{above(shape, index)}" for index in range(1, size)]
     (folder / "build.ninja").write_text("\n".join(rules) + "\n")
 

@@ -3,7 +3,7 @@
 //! Called by the command line: [`plan`] first, then [`run`] with that plan. Never prints and knows no op by name.
 
 mod cancel;
-pub mod children;
+mod children;
 mod error;
 mod event;
 mod execute;

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use super::{Context, Op, OpError, Outputs, Problem};
 use crate::cache::{Artifact, quote};
 use crate::config::{ArtifactKind, Columns, Interface, Param, ParamKind, Port};
-use crate::engine::{Level, children};
+use crate::engine::Level;
 use crate::graph::Node;
 
 /// Taken over from flow's own environment; none of them may change what a script computes.
@@ -320,14 +320,12 @@ fn supervise(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
-    children::record(&context.scratch, None)?;
     let child = process.spawn().map_err(|error| {
         OpError::with_help(
             format!("`{SHELL}` cannot be started: {error}"),
             "scripts need a POSIX shell there",
         )
     })?;
-    children::record(&context.scratch, Some(child.id()))?;
     let mut group = Group { child, pid: None };
     let pid = i32::try_from(group.child.id())
         .ok()
@@ -381,7 +379,6 @@ fn supervise(
     group.signal(Signal::KILL);
     let status = group.child.wait()?;
     group.pid = None;
-    children::forget(&context.scratch)?;
     match stop {
         Some((_, error)) => Err(error),
         None => Ok((status, tail)),
