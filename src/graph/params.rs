@@ -234,6 +234,16 @@ impl<'a> Finder<'a> {
 
     /// Data is looked for only where it cannot be downloaded.
     fn path(&mut self, text: &str, span: Span, has_url: bool, problems: &mut Problems) -> PathBuf {
+        // `${NAME:-}` of a variable that is not set: nothing here, all of it at the `url`.
+        if text.is_empty() {
+            if !has_url {
+                let problem = Diagnostic::new(span, "the path is empty");
+                problems.push(problem.help(
+                    "name a file or folder, or give a `url`; a variable in it may not be set",
+                ));
+            }
+            return PathBuf::new();
+        }
         let path = self.spec.root.join(text);
         if self.check_data && !has_url && !self.is_there(&path) {
             let problem = Diagnostic::new(

@@ -77,6 +77,25 @@ fn data_is_downloaded_once_and_only_if_it_is_what_was_pinned() {
 }
 
 #[test]
+fn an_empty_path_means_the_url() {
+    let address = serve(ROWS);
+    let text = |url: &str| pipeline(&format!("path: \"${{DATA:-}}\", format: csv{url}"));
+    let project = Project::with_pipeline(&text(&format!(", url: \"{address}/rows.csv\"")));
+    project.run();
+    assert_eq!(project.rows("rows").as_array().map(Vec::len), Some(2));
+    project.write("pipelines/p.yaml", text(""));
+    insta::assert_snapshot!(messages(&project, 2), @r#"
+     × the path is empty
+      ╭─[pipelines/p.yaml:3:39]
+    2 │ stages:
+    3 │   rows: { uses: source, with: { path: "${DATA:-}", format: csv } }
+      ·                                       ───────────
+      ╰────
+     help: name a file or folder, or give a `url`; a variable in it may not be set
+    "#);
+}
+
+#[test]
 fn files_that_cannot_be_read_are_refused_before_the_run() {
     let project = Project::with_pipeline(&pipeline("path: rows.csv"));
     project.write("rows.csv", b"id,question,answer\n1,caf\xe9,x\n");
