@@ -58,12 +58,7 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     }
     let spec = arguments.pipeline.load()?;
     let graph = compile(&spec, catalog)?;
-    let settings = tracking::settings(
-        spec.tracking.as_ref(),
-        &graph.name,
-        arguments.offline,
-        output,
-    )?;
+    let settings = tracking::settings(spec.tracking.as_ref(), &graph.name, arguments.offline)?;
     let folders = Folders::of_pipeline(&spec);
     let cancel = CancelToken::default();
     interrupt::cancel_on_signal(&cancel, *output)?;

@@ -34,30 +34,22 @@ pub fn with_sources<T>(
     })
 }
 
-/// `None` where nothing is to be tracked. Without a key, or offline, the journal is kept all the same.
+/// `None` where nothing is to be tracked. Offline, the journal is kept all the same.
 pub fn settings(
     spec: Option<&TrackingSpec>,
     pipeline: &str,
     offline: bool,
-    output: &Output,
 ) -> Result<Option<Settings>, CliError> {
-    let Some(mut settings) = with_sources(spec, pipeline, Sources::resolve)? else {
+    let Some(mut settings) = with_sources(spec, pipeline, |sources| sources.resolve())? else {
         return Ok(None);
     };
     if offline {
         settings.mode = Mode::Offline;
     }
-    if settings.mode == Mode::Online && settings.key.is_none() {
-        let host = settings.base_url.host_str().unwrap_or_default();
-        output.warning(&format!(
-            "tracking: no API key for {host} in `WANDB_API_KEY` or ~/.netrc, so nothing is sent for now"
-        ));
-        settings.mode = Mode::Offline;
-    }
     Ok(Some(settings))
 }
 
-/// A run that cannot be tracked is said so, and goes on without.
+/// A run that cannot be tracked is said so, and goes on without; one without a key is only kept.
 pub fn start(
     settings: &Settings,
     graph: &Graph,
@@ -66,6 +58,12 @@ pub fn start(
     id: &str,
     output: &Output,
 ) -> Option<Tracker> {
+    if settings.mode == Mode::Online && settings.key.is_none() {
+        output.warning(&format!(
+            "tracking: no API key for {} in `WANDB_API_KEY` or ~/.netrc, so nothing is sent for now",
+            settings.base_url.host_str().unwrap_or_default()
+        ));
+    }
     let nodes: Vec<_> = plan
         .manifests(graph)
         .map(|(node, _)| (node.name.clone(), node.op.clone()))

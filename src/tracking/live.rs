@@ -63,6 +63,8 @@ struct State {
     acknowledged: u64,
     /// The latest failure since the last acknowledged request.
     failure: Option<String>,
+    /// Nobody waits any more.
+    abandoned: bool,
     ended: Option<Ending>,
 }
 
@@ -105,6 +107,7 @@ impl Live {
                 return ending;
             }
             if wait.timed_out() {
+                state.abandoned = true;
                 let silent = || "the tracking server does not answer in time".to_owned();
                 return Ending::Later(state.failure.take().unwrap_or_else(silent));
             }
@@ -120,7 +123,13 @@ impl Shared {
     fn send(&self, sender: &mut Sender, pace: Pace) -> Ending {
         let mut backoff = Backoff::new(pace.first_retry, pace.last_retry);
         loop {
-            let was_ending = self.state().ending;
+            let (was_ending, abandoned) = {
+                let state = self.state();
+                (state.ending, state.abandoned)
+            };
+            if abandoned {
+                return Ending::Later("given up".to_owned());
+            }
             match sender.step() {
                 Ok(step) => {
                     backoff.reset();
