@@ -15,7 +15,7 @@ use crate::graph::Graph;
 use crate::tracking::{
     Ending, Mode, NewTracking, Pace, Report, Settings, SettingsError, Sources, Tracker,
 };
-use crate::ui::{Style, count, line};
+use crate::ui::{Style, count, line, plural};
 
 /// How PEFT describes an adapter; small, unlike the adapter.
 const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -153,8 +153,8 @@ fn tell(report: &Report, output: &Output) {
             output.tell(&format!("tracked: {}", report.page.as_deref().unwrap_or_default()));
         }
         None => output.tell(&format!(
-            "tracked offline: {} rows; `flow sync` sends them, `flow export --wandb` writes them for `wandb sync`",
-            count(report.rows)
+            "tracked offline: {}; `flow sync` sends them, `flow export --wandb` writes them for `wandb sync`",
+            plural(report.rows, "row")
         )),
         Some(Ending::Later(why)) => output.warning(&format!(
             "tracking: {why}; {left} and wait in the journal: `flow sync` sends what is left"

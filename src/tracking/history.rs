@@ -243,7 +243,7 @@ mod tests {
             point.fields,
             [
                 ("train/loss", "0.5"),
-                ("train/lr", "1e-5"),
+                ("train/lr", "0.00001"),
                 ("train/step", "1")
             ]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))

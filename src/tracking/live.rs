@@ -13,7 +13,7 @@ use super::settings::ApiKey;
 /// How fast things go.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// Between requests while all goes well.
+    /// Between requests while all goes well: so long, after a beginning in shorter steps from a second on.
     pub interval: Duration,
     /// The first wait after a failure, and the longest.
     pub first_retry: Duration,
@@ -21,6 +21,9 @@ pub struct Pace {
     /// How long the end of a run waits for a server that acknowledges nothing.
     pub patience: Duration,
 }
+
+/// People look whether their run has arrived.
+const FIRST_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Default for Pace {
     fn default() -> Self {
@@ -122,6 +125,7 @@ impl Shared {
 
     fn send(&self, sender: &mut Sender, pace: Pace) -> Ending {
         let mut backoff = Backoff::new(pace.first_retry, pace.last_retry);
+        let mut interval = pace.interval.min(FIRST_INTERVAL);
         loop {
             let (was_ending, abandoned) = {
                 let state = self.state();
@@ -137,7 +141,10 @@ impl Shared {
                     match step {
                         Step::Done => return Ending::Done,
                         Step::More => {}
-                        Step::Idle => self.wait(pace.interval, was_ending),
+                        Step::Idle => {
+                            self.wait(interval, was_ending);
+                            interval = (interval * 2).min(pace.interval);
+                        }
                     }
                 }
                 Err(failure) if failure.is_passing() => {

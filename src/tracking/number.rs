@@ -43,7 +43,7 @@ mod tests {
             "0",
             "0.1",
             "1e-300",
-            "-1.5e300",
+            "-1.5e+300",
             "NaN",
             "Infinity",
             "-Infinity",
