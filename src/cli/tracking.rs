@@ -167,10 +167,11 @@ fn tell(report: &Report, output: &Output) {
 
 /// A file that is not there is no file of the run.
 fn add_file(tracker: &Tracker, name: &str, from: &Path, output: &Output) {
-    if from.is_file() {
-        if let Err(error) = tracker.add_file(name, from) {
-            output.warning(&format!("tracking: `{name}` is left out: {error}"));
-        }
+    if !from.is_file() {
+        return;
+    }
+    if let Err(error) = tracker.add_file(name, from) {
+        output.warning(&format!("tracking: `{name}` is left out: {error}"));
     }
 }
 

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::failure::{Call, Failure, retry_after};
+use super::lines::beginning;
 use super::settings::ApiKey;
 
 /// Limits for one attempt, those of W&B's own client.
@@ -186,9 +187,9 @@ fn lost(host: &str, error: &reqwest::Error) -> Failure {
 
 fn shown(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let end = line.floor_char_boundary(SHOWN);
-    if end < line.len() {
-        format!("{}…", &line[..end])
+    let beginning = beginning(&line, SHOWN);
+    if beginning.len() < line.len() {
+        format!("{beginning}…")
     } else {
         line
     }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
-use super::lines::{LineFile, last};
+use super::lines::{LineFile, beginning, last};
 use super::number;
 use super::row::{Row, object};
 
@@ -117,10 +117,14 @@ impl Journal {
         let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6f");
         let prefix = if is_error { "ERROR " } else { "" };
         for line in text.lines() {
-            let end = line.floor_char_boundary(LONGEST_LINE);
-            let mark = if end < line.len() { "… (cut)" } else { "" };
+            let shown = beginning(line, LONGEST_LINE);
+            let mark = if shown.len() < line.len() {
+                "… (cut)"
+            } else {
+                ""
+            };
             self.console
-                .append(&format!("{prefix}{time} {}{mark}", &line[..end]))?;
+                .append(&format!("{prefix}{time} {shown}{mark}"))?;
         }
         Ok(())
     }

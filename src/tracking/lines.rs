@@ -122,6 +122,14 @@ impl LineReader {
     }
 }
 
+/// The beginning of a text, at most so many bytes.
+pub fn beginning(text: &str, most: usize) -> &str {
+    let ends = text
+        .char_indices()
+        .map(|(at, character)| at + character.len_utf8());
+    &text[..ends.take_while(|end| *end <= most).last().unwrap_or(0)]
+}
+
 /// The last whole line of a file.
 pub fn last(path: &Path) -> io::Result<Option<String>> {
     let mut text = String::new();
@@ -137,6 +145,15 @@ pub fn last(path: &Path) -> io::Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(
+            ["", "a", "aé"].map(|text| beginning(text, 2)),
+            ["", "a", "a"]
+        );
+        assert_eq!(beginning("aéb", 3), "aé");
+    }
 
     #[test]
     fn half_a_line_is_cut_off_and_never_read() {

@@ -322,7 +322,7 @@ impl State {
         let empty = serde_json::Map::new();
         for (file, chunk) in body["files"].as_object().unwrap_or(&empty) {
             let lines = chunk["content"].as_array().cloned().unwrap_or_default();
-            let lines = lines
+            let mut lines = lines
                 .iter()
                 .map(|line| line.as_str().unwrap_or_default().to_owned());
             let offset = chunk["offset"].as_u64().unwrap_or(u64::MAX) as usize;
@@ -331,7 +331,7 @@ impl State {
                 "wandb-events.jsonl" => &mut run.events,
                 "output.log" => &mut run.console,
                 "wandb-summary.json" => {
-                    run.summary = lines.last().unwrap_or_default();
+                    run.summary = lines.next_back().unwrap_or_default();
                     continue;
                 }
                 other => {
