@@ -44,20 +44,20 @@ impl History {
     /// `nodes`: name and op of each. Metrics are called as the op calls them (`train/loss`), with the node's name in front
     /// where several nodes of the pipeline have the same op.
     pub fn new<'a>(nodes: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Self {
-        let name = |(node, op): (&str, &str)| {
-            let alone = nodes.clone().filter(|(_, other)| *other == op).count() == 1;
-            let names = Names {
-                prefix: if alone {
-                    String::new()
-                } else {
-                    format!("{node}/")
-                },
-                op: op.to_owned(),
+        let mut counts: HashMap<&str, u32> = HashMap::new();
+        for (_, op) in nodes.clone() {
+            *counts.entry(op).or_default() += 1;
+        }
+        let names = nodes.map(|(node, op)| {
+            let prefix = match counts[op] {
+                1 => String::new(),
+                _ => format!("{node}/"),
             };
-            (node.to_owned(), names)
-        };
+            let op = op.to_owned();
+            (node.to_owned(), Names { prefix, op })
+        });
         Self {
-            names: nodes.clone().map(name).collect(),
+            names: names.collect(),
             ..Self::default()
         }
     }

@@ -199,6 +199,8 @@ impl Sender {
             while reader.position().line < lines && reader.next()?.is_some() {}
         }
         self.acknowledged = readers.positions();
+        let sent = &mut self.sent;
+        [sent.history, sent.system, sent.console] = self.acknowledged.map(|position| position.line);
         Ok(())
     }
 

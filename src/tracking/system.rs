@@ -1,4 +1,4 @@
-//! What the machine is doing, in the names of W&B's own client (the server puts `system.` in front of none: they come so).
+//! What the machine is doing, in the names of W&B's own client (with `system.` in front).
 
 use std::collections::BTreeMap;
 
@@ -20,6 +20,7 @@ impl Probe {
         // CPU use is measured between two looks.
         let mut system = System::new();
         system.refresh_cpu_usage();
+        system.refresh_memory();
         let nvml = Nvml::init()
             .inspect_err(|error| tracing::debug!("no GPU is watched: {error}"))
             .ok();
@@ -93,8 +94,7 @@ impl Probe {
     }
 
     /// `wandb-metadata.json`: what the run's page shows of the machine.
-    pub fn metadata(&mut self) -> serde_json::Map<String, serde_json::Value> {
-        self.system.refresh_memory();
+    pub fn metadata(&self) -> serde_json::Map<String, serde_json::Value> {
         let gpus = self
             .nvml
             .as_ref()

@@ -107,19 +107,6 @@ impl Tracker {
                 false,
             )?;
         }
-        let mut probe = Probe::new();
-        let mut metadata = probe.metadata();
-        metadata.insert("program".into(), "flow".into());
-        metadata.insert("args".into(), json!(new.arguments));
-        metadata.insert(
-            "startedAt".into(),
-            jiff::Timestamp::now().to_string().into(),
-        );
-        add_file(
-            &folder,
-            "wandb-metadata.json",
-            &serde_json::to_vec_pretty(&metadata)?,
-        )?;
         let book = Arc::new(Mutex::new(Book {
             folder: folder.clone(),
             journal,
@@ -129,7 +116,13 @@ impl Tracker {
             written: 0,
             problem: None,
         }));
-        let keeper = Keeper::start(Arc::clone(&book), probe)?;
+        let metadata = [
+            ("program", json!("flow")),
+            ("args", json!(new.arguments)),
+            ("startedAt", json!(jiff::Timestamp::now().to_string())),
+        ];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
+        let keeper = Keeper::start(Arc::clone(&book), Map::from_iter(metadata))?;
         let settings = new.settings.clone();
         let live = match (settings.mode, settings.key.clone()) {
             (Mode::Online, Some(key)) => Some(Live::start(
@@ -256,12 +249,20 @@ impl Book {
 }
 
 impl Keeper {
-    fn start(book: Arc<Mutex<Book>>, mut probe: Probe) -> io::Result<Self> {
+    /// `metadata`: what the run's page shows besides the machine.
+    fn start(book: Arc<Mutex<Book>>, metadata: Map<String, Value>) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
-        let handles = lock(&book).journal.handles()?;
+        let (handles, folder) = {
+            let book = lock(&book);
+            (book.journal.handles()?, book.folder.clone())
+        };
         let thread = std::thread::Builder::new()
             .name("tracking journal".to_owned())
             .spawn(move || {
+                // Here, as looking for a GPU can take long.
+                let mut probe = Probe::new();
+                let written = describe_machine(&probe, metadata, &folder);
+                lock(&book).note(written);
                 let mut sampled = Instant::now();
                 loop {
                     let is_over = stopped.recv_timeout(SYNC) != Err(RecvTimeoutError::Timeout);
@@ -275,17 +276,17 @@ impl Keeper {
                     let changed = {
                         let book = lock(&book);
                         let changed = book.written < book.changes;
-                        changed.then(|| (book.changes, book.head.clone(), book.folder.clone()))
+                        changed.then(|| (book.changes, book.head.clone()))
                     };
                     // Outside the lock: a slow disk must not keep the run waiting.
                     let synced = handles.iter().try_for_each(|file| file.sync_data());
                     let synced = synced.and_then(|()| match &changed {
-                        Some((_, head, folder)) => head.write(folder),
+                        Some((_, head)) => head.write(&folder),
                         None => Ok(()),
                     });
                     let mut book = lock(&book);
                     book.note(synced);
-                    if let Some((changes, ..)) = changed {
+                    if let Some((changes, _)) = changed {
                         book.written = changes;
                     }
                     drop(book);
@@ -348,6 +349,20 @@ fn place(new: &NewTracking) -> io::Result<(PathBuf, Head, Lock, Option<String>)>
         exit_code: None,
     };
     Ok((own, head, lock, None))
+}
+
+/// Writes `wandb-metadata.json`.
+fn describe_machine(
+    probe: &Probe,
+    mut metadata: Map<String, Value>,
+    folder: &Path,
+) -> io::Result<()> {
+    metadata.extend(probe.metadata());
+    add_file(
+        folder,
+        "wandb-metadata.json",
+        &serde_json::to_vec_pretty(&metadata)?,
+    )
 }
 
 fn add_file(folder: &Path, name: &str, content: &[u8]) -> io::Result<()> {

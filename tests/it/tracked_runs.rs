@@ -1,6 +1,7 @@
 //! Tracking as users meet it: variables, `flow run`, `flow sync`, `flow export`.
 
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -97,8 +98,10 @@ fn a_killed_run_goes_on_as_the_same() {
         .unwrap();
     // The first rows are there; what else there is may have to wait for the next request.
     server.wait(|state| state.runs.values().any(|run| !run.history.is_empty()));
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !project.path("flags/started").exists() {
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(Instant::now() < deadline, "waited too long");
+        std::thread::sleep(Duration::from_millis(20));
     }
     child.kill().unwrap();
     child.wait().unwrap();
