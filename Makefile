@@ -44,8 +44,9 @@ lint: setup
 bench-engine: build
 	scripts/bench-engine.py $(BIN)/flow
 
-check-tracking: build
-	python3 tests/wandb_check.py $(BIN)/flow
+check-tracking: setup
+	cargo build --locked --bin flow
+	python3 tests/wandb_check.py $(CARGO_TARGET_DIR)/debug/flow
 
 install: build
 	install -D -t $(PREFIX)/bin $(BIN)/flow $(BIN)/flow-lm
