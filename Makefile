@@ -3,6 +3,7 @@
 #   make test     set up, then format check, clippy and every test
 #   make lint     set up, then format check and clippy, warnings as errors
 #   make bench-engine  what the engine itself costs per stage, beside make and ninja
+#   make check-tracking  the W&B protocol against programs by others, where PyPI can be reached
 #   make build    set up, build in release, print the binary's path as the last line
 #   make install  put `flow` on the PATH (PREFIX, default ~/.local)
 
@@ -10,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test build install setup lint bench-engine
+.PHONY: run test build install setup lint bench-engine check-tracking
 
 export FLOW_HOME ?= $(HOME)/.cache/flow
 export LIBTORCH_USE_PYTORCH := 1
@@ -42,6 +43,10 @@ lint: setup
 
 bench-engine: build
 	scripts/bench-engine.py $(BIN)/flow
+
+check-tracking: setup
+	cargo build --locked --bin flow
+	python3 tests/wandb_check.py $(CARGO_TARGET_DIR)/debug/flow
 
 install: build
 	install -D -t $(PREFIX)/bin $(BIN)/flow $(BIN)/flow-lm

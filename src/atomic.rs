@@ -6,6 +6,15 @@ use std::path::Path;
 
 /// Writes beside `path` and renames.
 pub fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    replace(path, bytes, false)
+}
+
+/// Likewise, and what replaces the old content is on the disk before it does: not even a power cut leaves a part.
+pub fn write_durable(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    replace(path, bytes, true)
+}
+
+fn replace(path: &Path, bytes: &[u8], durable: bool) -> std::io::Result<()> {
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
@@ -16,6 +25,9 @@ pub fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         .permissions(permissions)
         .tempfile_in(folder)?;
     file.write_all(bytes)?;
+    if durable {
+        file.as_file().sync_data()?;
+    }
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! 1. [`cli`] parses the command line; `config` turns YAML into a checked spec, with every problem at once;
 //! 2. [`graph`] compiles the spec into nodes (single op calls) and knows what a fingerprint is made of;
 //! 3. [`engine`] walks the graph: fingerprint, look up in the [`cache`], else run the [`ops`] and commit; it emits events;
-//! 4. [`runs`] and [`ui`] listen to the events: the record on disk, the terminal.
+//! 4. [`runs`], [`tracking`] and [`ui`] listen to the events: the record on disk, the tracking server, the terminal.
 //!
 //! Ops of language models call `lm` (feature `torch`), the only module that names `tch`.
 //! Dependencies point one way: `cli → config → graph → engine → cache`; `ops → cache, lm, metrics`.
@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod models;
 pub mod ops;
 pub mod runs;
+pub mod tracking;
 pub mod ui;
 
 #[cfg(feature = "torch")]

@@ -8,6 +8,7 @@ mod check;
 mod completions;
 mod data;
 mod error;
+mod export;
 mod fetch;
 mod folders;
 mod gpus;
@@ -24,6 +25,8 @@ mod run;
 mod runs;
 mod schema;
 mod show;
+mod sync;
+mod tracking;
 mod why;
 
 use std::process::ExitCode;
@@ -56,6 +59,8 @@ enum Command {
     Why(why::Arguments),
     Data(data::Arguments),
     Fetch(fetch::Arguments),
+    Sync(sync::Arguments),
+    Export(export::Arguments),
     Cache(cache::Arguments),
     Schema(schema::Arguments),
     Completions(completions::Arguments),
@@ -87,6 +92,8 @@ pub fn main(catalog: &Catalog) -> ExitCode {
         Command::Why(arguments) => why::run(arguments, &output),
         Command::Data(arguments) => data::run(arguments, &output),
         Command::Fetch(arguments) => fetch::run(arguments, catalog, &output),
+        Command::Sync(arguments) => sync::run(arguments, &output),
+        Command::Export(arguments) => export::run(arguments, &output),
         Command::Cache(arguments) => cache::run(arguments, &output),
         Command::Schema(arguments) => schema::run(arguments, catalog, &output),
         Command::Completions(arguments) => completions::run(arguments, &output),

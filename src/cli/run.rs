@@ -10,13 +10,14 @@ use super::error::{CliError, Exit};
 use super::folders::Folders;
 use super::output::Output;
 use super::resolve::Outside;
-use super::{gpus, handover, interrupt, plan, results};
+use super::{gpus, handover, interrupt, plan, results, tracking};
 use crate::cache::{Cache, Holder, RunLock};
 use crate::config::{PipelineSpec, display};
 use crate::engine::{self, CancelToken, Event, NodeStatus, RunOptions, RunOutcome, RunState, Sink};
 use crate::graph::{Graph, compile};
 use crate::ops::Catalog;
 use crate::runs::{self, NewRun, Recorder, log_path};
+use crate::tracking::Tracker;
 use crate::ui::seconds;
 
 /// Run a pipeline; what is cached is not done again
@@ -57,6 +58,7 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     }
     let spec = arguments.pipeline.load()?;
     let graph = compile(&spec, catalog)?;
+    let settings = tracking::settings(spec.tracking.as_ref(), &graph.name, arguments.offline)?;
     let folders = Folders::of_pipeline(&spec);
     let cancel = CancelToken::default();
     interrupt::cancel_on_signal(&cancel, *output)?;
@@ -83,9 +85,12 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
         return Err(handover::to_language_model());
     }
     let record = start_record(&spec, &graph, &folders, &id, output);
-    let sinks = Both {
+    let tracker = settings
+        .and_then(|settings| tracking::start(&settings, &graph, &plan, &folders.runs, &id, output));
+    let sinks = Listeners {
         screen: &*screen,
         record: record.as_ref(),
+        tracker: tracker.as_ref(),
     };
     let options = RunOptions {
         id: id.clone(),
@@ -99,23 +104,32 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     if let Some(problem) = record.as_ref().and_then(Recorder::finish) {
         output.warning(&problem);
     }
-    if outcome.state == RunState::Finished {
-        results::print(&graph, &outcome, &cache, output)?;
+    let printed = match outcome.state {
+        RunState::Finished => results::print(&graph, &outcome, &cache, output),
+        _ => Ok(()),
+    };
+    if let Some(tracker) = &tracker {
+        tracking::finish(tracker, &outcome, &cache, &folders.runs.join(&id), output);
     }
+    printed?;
     Ok(conclude(&outcome, &folders.runs.join(&id), &id, output))
 }
 
-/// The screen and, where it can be kept, the record.
-struct Both<'a> {
+/// The screen and, where they can be kept, the record and the tracking journal.
+struct Listeners<'a> {
     screen: &'a dyn Sink,
     record: Option<&'a Recorder>,
+    tracker: Option<&'a Tracker>,
 }
 
-impl Sink for Both<'_> {
+impl Sink for Listeners<'_> {
     fn event(&self, event: &Event) {
         self.screen.event(event);
         if let Some(record) = self.record {
             record.event(event);
+        }
+        if let Some(tracker) = self.tracker {
+            tracker.event(event);
         }
     }
 }

@@ -55,9 +55,15 @@ pub fn pipeline(uses: &Interfaces) -> Value {
             "profiles": { "description": overrides, "type": "object", "additionalProperties": { "type": "object" } },
             "cache": { "type": "object", "additionalProperties": false, "properties": { "path": { "type": "string", "description": "Folder of the cache, relative to the project." } } },
             "tracking": {
+                "description": "Where runs are tracked, by W&B's protocol; `WANDB_BASE_URL`, `WANDB_PROJECT`, `WANDB_ENTITY` and `WANDB_MODE` win over it.",
                 "type": "object",
                 "additionalProperties": false,
-                "properties": { "entity": { "type": "string" }, "project": { "type": "string" }, "base_url": { "type": "string" }, "mode": { "enum": MODES } },
+                "properties": {
+                    "entity": { "type": "string", "description": "The user or team; by default that of the API key." },
+                    "project": { "type": "string", "description": "By default the pipeline's name." },
+                    "base_url": { "type": "string", "description": "The server; by default https://api.wandb.ai. The key comes from `WANDB_API_KEY` or ~/.netrc." },
+                    "mode": { "enum": MODES, "description": "`offline` keeps a journal for `flow sync`; `disabled` keeps nothing." },
+                },
             },
         },
         "definitions": { "model": model, "stage": call },

@@ -1,4 +1,4 @@
-//! The `tracking:` section: where runs are reported to. Checked and kept here; read by whoever sends.
+//! The `tracking:` section: where runs are reported to. Checked and kept here; read by `tracking::settings`.
 
 use super::diagnostic::{Diagnostic, Problems};
 use super::fields::Fields;

@@ -31,6 +31,9 @@ pub enum EventKind {
     NodeStarted {
         node: String,
         op: String,
+        /// `None` in records of older runs.
+        #[serde(default)]
+        fingerprint: Option<Fingerprint>,
         reasons: Vec<Reason>,
     },
     Progress {

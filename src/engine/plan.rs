@@ -116,6 +116,29 @@ impl Plan {
             .any(|node| !matches!(node.state, NodeState::Cached { .. }))
     }
 
+    /// The nodes in order, and what each is made of but for the digests of its inputs.
+    pub fn manifests<'a>(&'a self, graph: &'a Graph) -> impl Iterator<Item = (&'a Node, Manifest)> {
+        self.indices.iter().map(|index| {
+            let node = &graph.dag[*index];
+            (node, self.facts[index].manifest(node, BTreeMap::new()))
+        })
+    }
+
+    /// What the run is asked to do: the same where every node is, and all are linked alike. Says nothing of results.
+    pub fn request(&self, graph: &Graph) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        for (node, manifest) in self.manifests(graph) {
+            let inputs = node
+                .inputs
+                .iter()
+                .map(|input| (&input.port, &input.node, &input.output));
+            let inputs: Vec<_> = inputs.collect();
+            serde_json::to_writer(&mut hasher, &(&node.name, manifest, inputs))
+                .expect("a node is plain data");
+        }
+        hasher.finalize().into()
+    }
+
     /// Whether a node that will or may run needs the language-model runtime.
     pub fn needs_language_model(&self, graph: &Graph, catalog: &Catalog) -> bool {
         let runs = |(plan, index): (&NodePlan, &NodeIndex)| {

@@ -340,6 +340,7 @@ impl<'run> Scheduler<'run> {
                 self.sink.event(&Event::now(EventKind::NodeStarted {
                     node: task.node.name.clone(),
                     op: task.node.op.clone(),
+                    fingerprint: Some(task.manifest.fingerprint()),
                     reasons,
                 }));
                 started.push((position, taken, task));

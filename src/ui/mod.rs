@@ -9,7 +9,7 @@ mod progress;
 mod style;
 mod table;
 
-pub use describe::number;
+pub use describe::{line, number};
 pub use format::{bytes, count, plural, seconds};
 pub use lines::Lines;
 pub use progress::Progress;

@@ -12,3 +12,5 @@ mod shown;
 mod stages;
 mod staleness;
 mod support;
+mod tracked_runs;
+mod tracking;

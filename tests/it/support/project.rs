@@ -67,6 +67,13 @@ impl Project {
             "HF_HOME",
             "HF_ENDPOINT",
             "CUDA_VISIBLE_DEVICES",
+            "NETRC",
+            "WANDB_API_KEY",
+            "WANDB_BASE_URL",
+            "WANDB_ENTITY",
+            "WANDB_MODE",
+            "WANDB_NAME",
+            "WANDB_PROJECT",
         ] {
             command.env_remove(name);
         }
@@ -76,6 +83,8 @@ impl Project {
             .stdin(Stdio::null());
         command
             .env("FLOW_HOME", self.path("home"))
+            // No API keys of the developer's.
+            .env("HOME", self.path("home"))
             .env("NO_COLOR", "1")
             .envs(&self.variables);
         command
