@@ -4,10 +4,12 @@
 //! 1. [`cli`] parses the command line; `config` turns YAML into a checked spec, with every problem at once;
 //! 2. [`graph`] compiles the spec into nodes (single op calls) and knows what a fingerprint is made of;
 //! 3. [`engine`] walks the graph: fingerprint, look up in the [`cache`], else run the [`ops`] and commit; it emits events;
-//! 4. [`runs`], [`tracking`] and [`ui`] listen to the events: the record on disk, the tracking server, the terminal.
+//! 4. [`runs`], [`tracking`] and [`ui`] listen to the events: the record on disk, the tracking server, the terminal;
+//! 5. [`insight`] looks back at records and results: reports, comparisons, the way of one row.
 //!
 //! Ops of language models call `lm` (feature `torch`), the only module that names `tch`.
-//! Dependencies point one way: `cli → config → graph → engine → cache`; `ops → cache, lm, metrics`.
+//! Dependencies point one way: `cli → config → graph → engine → cache`; `ops → cache, lm, metrics`;
+//! `insight → runs, cache, metrics`.
 
 mod atomic;
 pub mod cache;
@@ -17,6 +19,7 @@ pub mod digest;
 pub mod download;
 pub mod engine;
 pub mod graph;
+pub mod insight;
 pub mod metrics;
 pub mod models;
 pub mod ops;

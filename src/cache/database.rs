@@ -9,8 +9,14 @@ use duckdb::{AccessMode, Config, Connection};
 
 use super::CacheError;
 
-/// How long to wait for another process that has the file open.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for another process that has the file open: it closes it after each commit.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long to sleep between two tries.
+pub(super) const RETRY: Duration = Duration::from_millis(25);
+
+/// The same where there is something to show without the file.
+pub(super) const LITTLE_PATIENCE: Duration = Duration::from_secs(2);
 
 const SCHEMA: &str = "
     create table if not exists entries (seq bigint, fingerprint varchar, pipeline varchar, node varchar, op varchar,
@@ -25,6 +31,7 @@ const SCHEMA: &str = "
 pub(super) struct Database {
     path: PathBuf,
     writable: bool,
+    patience: Duration,
     state: Mutex<State>,
 }
 
@@ -46,8 +53,13 @@ impl Database {
         Self {
             path,
             writable,
+            patience: PATIENCE,
             state: Mutex::default(),
         }
+    }
+
+    pub(super) fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -83,8 +95,8 @@ impl Database {
                 .try_open()
                 .map_err(|error| CacheError::database(error, &self.path));
             match opened {
-                Err(CacheError::Busy { .. }) if start.elapsed() < PATIENCE => {
-                    std::thread::sleep(Duration::from_millis(25))
+                Err(CacheError::Busy { .. }) if start.elapsed() < self.patience => {
+                    std::thread::sleep(RETRY)
                 }
                 other => return other,
             }

@@ -4,6 +4,7 @@
 
 mod archive;
 mod artifact;
+mod catalog;
 mod committer;
 mod database;
 mod error;
@@ -23,6 +24,7 @@ mod verdicts;
 pub use archive::archive_digest;
 pub(crate) use archive::expands_too_far;
 pub use artifact::Artifact;
+pub use catalog::named_views;
 pub use error::CacheError;
 pub use external::{ExternalError, StatIndex};
 pub use index::Entry;

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::committer::{Change, Committer, now};
-use super::database::Database;
+use super::database::{Database, LITTLE_PATIENCE, PATIENCE};
 use super::index::{Entry, Index};
 use super::layout::{Layout, remove};
 use super::objects::{Integrity, check};
@@ -63,7 +64,7 @@ impl Cache {
     pub fn open(folder: &Path, lock: RunLock) -> Result<Self, CacheError> {
         let layout = Layout::new(folder);
         layout.prepare()?;
-        let cache = Self::with(layout, true, Some(lock))?;
+        let cache = Self::with(layout, true, Some(lock), PATIENCE)?;
         cache.drop_finished_scratch()?;
         Ok(cache)
     }
@@ -72,11 +73,24 @@ impl Cache {
     pub fn open_read_only(folder: &Path) -> Result<Self, CacheError> {
         let layout = Layout::new(folder);
         layout.check_version()?;
-        Self::with(layout, false, None)
+        Self::with(layout, false, None, PATIENCE)
     }
 
-    fn with(layout: Layout, writable: bool, lock: Option<RunLock>) -> Result<Self, CacheError> {
-        let database = Arc::new(Database::new(layout.database(), writable));
+    /// The same for what can be told in part without the cache: gives up soon where another process holds the database.
+    pub fn open_to_glance(folder: &Path) -> Result<Self, CacheError> {
+        let layout = Layout::new(folder);
+        layout.check_version()?;
+        Self::with(layout, false, None, LITTLE_PATIENCE)
+    }
+
+    fn with(
+        layout: Layout,
+        writable: bool,
+        lock: Option<RunLock>,
+        patience: Duration,
+    ) -> Result<Self, CacheError> {
+        let database = Database::new(layout.database(), writable).with_patience(patience);
+        let database = Arc::new(database);
         let (index, snapshot) = match Snapshot::read(&layout) {
             Some((index, identity)) => (index, Some(identity)),
             None if layout.database().exists() => (
@@ -314,7 +328,7 @@ impl Cache {
         };
         committer.flush()?;
         self.stats.save(&self.layout.stats())?;
-        self.database.close_if_idle(std::time::Duration::ZERO);
+        self.database.close_if_idle(Duration::ZERO);
         let mut known = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Snapshot::refresh(&self.layout, &self.index(), &mut known)?)
     }

@@ -1,6 +1,6 @@
 //! Tables: made in a transaction, hashed, kept once per digest as `t_<digest>`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use duckdb::Connection;
 use serde_json::Value;
@@ -69,6 +69,29 @@ impl Cache {
     pub fn columns(&self, table: &Digest) -> Result<Columns, CacheError> {
         let connection = self.database.connection()?;
         columns(&connection, &sql::quote(&sql::table_name(table)))
+    }
+
+    /// Column names and types of all table artifacts, in order.
+    pub fn table_columns(&self) -> Result<HashMap<Digest, Columns>, CacheError> {
+        if !self.database.path().exists() {
+            return Ok(HashMap::new());
+        }
+        let connection = self.database.connection()?;
+        let sql = "select table_name, column_name, data_type from duckdb_columns()
+            where starts_with(table_name, 't_') order by table_name, column_index";
+        let mut statement = connection.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        let mut tables: HashMap<Digest, Columns> = HashMap::new();
+        while let Some(row) = rows.next()? {
+            let table: String = row.get(0)?;
+            if let Some(digest) = table.strip_prefix("t_").and_then(|name| name.parse().ok()) {
+                tables
+                    .entry(digest)
+                    .or_default()
+                    .push((row.get(1)?, row.get(2)?));
+            }
+        }
+        Ok(tables)
     }
 
     /// Whether the row order of a table artifact counts.

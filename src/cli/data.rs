@@ -1,4 +1,4 @@
-//! `flow data`: what a node gave in a run.
+//! `flow data`: what nodes gave in a run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,15 +12,18 @@ use super::folders::Folders;
 use super::output::Output;
 use super::record;
 use super::rows::Rows;
-use crate::cache::{Artifact, Cache, CacheError};
-use crate::config::{ArtifactKind, suggest};
-use crate::runs::{OutputView, RunView};
+use crate::cache::{Artifact, Cache, CacheError, named_views};
+use crate::config::ArtifactKind;
+use crate::runs::{NodeOutput, OutputView, Run};
 use crate::ui::{bytes, count, table};
 
 /// How many rows are shown where no limit is given and people read.
 const SHOWN: usize = 20;
 
-/// Show, query or export what a node gave in a run
+/// Show, query or export what nodes gave in a run
+///
+/// Without a node: lists everything there is. `--sql` reaches every table by its name, as in
+/// `flow data latest --sql "select question_type, count(*) from split.train group by all"`.
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// An id, the beginning of one, `latest`, or `latest~1` for the one before
@@ -29,13 +32,13 @@ pub struct Arguments {
 
     /// A node or stage, with the output's name where it has several: `split.train`
     #[arg(value_name = "NODE[.OUTPUT]")]
-    output: String,
+    output: Option<String>,
 
     /// At most so many rows [default: 20 on screen, else all]
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 
-    /// Ask this SQL query instead; the table is called `data`
+    /// Ask this SQL query instead; tables have the names of their stages and nodes, the one that is named is also `data`
     #[arg(long, value_name = "QUERY")]
     sql: Option<String>,
 
@@ -50,96 +53,88 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     let folders = Folders::of_working_folder();
-    let view = record::show(&folders, &arguments.run)?;
-    let found = find(&view, &arguments.output)?;
-    let cache = Cache::open_read_only(&view.head.cache)?;
-    let artifact = Artifact {
-        kind: found.kind,
-        digest: found.digest,
-        rows: found.rows,
-        bytes: found.bytes,
-    };
-    match artifact.kind {
-        ArtifactKind::Table => rows(arguments, &cache, artifact, output)?,
-        ArtifactKind::Files => files(arguments, &cache.object_path(&artifact.digest), output)?,
+    let run = record::read(&folders, &arguments.run)?;
+    let named = arguments
+        .output
+        .as_ref()
+        .map(|name| run.view.output(name))
+        .transpose()?;
+    match named {
+        Some(found) if found.output.kind == ArtifactKind::Files => {
+            let cache = Cache::open_read_only(&run.view.head.cache)?;
+            files(arguments, &cache.object_path(&found.output.digest), output)?;
+        }
+        Some(found) => rows(arguments, &run, Some(found.output), output)?,
+        None if arguments.sql.is_some() => rows(arguments, &run, None, output)?,
+        None if arguments.export.is_some() => {
+            return Err(CliError::wrong(
+                "there is nothing to export yet",
+                "name a node or stage, or give a query with `--sql`",
+            ));
+        }
+        None => outputs(arguments, &run, output)?,
     }
     Ok(Exit::Ok)
 }
 
-/// The output that `name` means: `node`, `node.output`, `stage` or `stage.output`.
-fn find<'a>(view: &'a RunView, name: &str) -> Result<&'a OutputView, CliError> {
-    let name = view.head.exports.get(name).map_or(name, String::as_str);
-    let all = || {
-        view.nodes.iter().flat_map(|node| {
-            node.outputs
-                .iter()
-                .map(move |output| (format!("{}.{}", node.name, output.name), output))
-        })
-    };
-    if let Some((_, output)) = all().find(|(full, _)| full == name) {
-        return Ok(output);
+/// Everything the run has, by the name to ask for it.
+fn outputs(arguments: &Arguments, run: &Run, output: &Output) -> Result<(), CliError> {
+    let found = run.outputs();
+    if arguments.json {
+        let entry = |found: &NodeOutput| serde_json::json!({ "name": run.short_name(&found.full()), "node": found.node, "output": found.output });
+        return output.print_json(&Value::Array(found.iter().map(entry).collect()));
     }
-    let node = view.node(name);
-    match node.map(|node| node.outputs.as_slice()) {
-        Some([only]) => return Ok(only),
-        Some([]) => {
-            return Err(CliError::wrong(
-                format!("`{name}` gave nothing in the run {}", view.head.id),
-                format!("`flow why {} {name}` says what happened", view.head.id),
-            ));
-        }
-        Some(several) => {
-            let names = several
-                .iter()
-                .map(|output| format!("{name}.{}", output.name))
-                .collect::<Vec<_>>();
-            return Err(CliError::wrong(
-                format!("`{name}` has several outputs"),
-                format!(
-                    "name one: {}",
-                    suggest::list(names.iter().map(String::as_str))
-                ),
-            ));
-        }
-        None => {}
-    }
-    // A stage: its one output, or the list of them.
-    let of_stage: Vec<_> = view
-        .head
-        .exports
+    let rows: Vec<_> = found
         .iter()
-        .filter(|(full, _)| full.split_once('.').is_some_and(|(stage, _)| stage == name))
+        .map(|found| {
+            let kind = match found.output.kind {
+                ArtifactKind::Table => "table",
+                ArtifactKind::Files => "files",
+            };
+            vec![
+                run.short_name(&found.full()),
+                kind.to_owned(),
+                found.output.rows.map(count).unwrap_or_default(),
+                bytes(found.output.bytes),
+            ]
+        })
         .collect();
-    if let [(_, target)] = of_stage.as_slice()
-        && let Some((_, output)) = all().find(|(full, _)| full == *target)
-    {
-        return Ok(output);
+    output.print(&table(&["output", "kind", "rows", "size"], &rows, None))
+}
+
+/// A connection with all tables of the run by their names, and `data` for the one that was named.
+fn connect(run: &Run, named: Option<&OutputView>) -> Result<Connection, CliError> {
+    let mut tables: BTreeMap<String, Artifact> = BTreeMap::new();
+    for found in run.outputs() {
+        let (full, artifact) = (found.full(), found.output.artifact());
+        let exported = run.view.head.exports.iter();
+        let exported = exported.filter(|(_, target)| **target == full);
+        tables.extend(exported.map(|(name, _)| (name.clone(), artifact.clone())));
+        tables.insert(run.short_name(&full), artifact.clone());
+        if run
+            .view
+            .node(found.node)
+            .is_some_and(|node| node.outputs.len() == 1)
+        {
+            tables.insert(found.node.to_owned(), artifact.clone());
+        }
+        tables.insert(full, artifact);
     }
-    let names: Vec<String> = if of_stage.is_empty() {
-        all()
-            .map(|(full, _)| full)
-            .chain(view.head.exports.keys().cloned())
-            .collect()
-    } else {
-        of_stage.iter().map(|(full, _)| (*full).clone()).collect()
-    };
-    let names = || names.iter().map(String::as_str);
-    let guess = suggest::closest(name, names())
-        .map(|name| format!("did you mean `{name}`? "))
-        .unwrap_or_default();
-    Err(CliError::wrong(
-        format!("the run {} has no output `{name}`", view.head.id),
-        format!("{guess}there are {}", suggest::list(names())),
-    ))
+    if let Some(output) = named {
+        tables.insert("data".to_owned(), output.artifact());
+    }
+    let names = tables
+        .iter()
+        .map(|(name, artifact)| (name.as_str(), artifact));
+    Ok(named_views(&run.view.head.cache, names)?)
 }
 
 fn rows(
     arguments: &Arguments,
-    cache: &Cache,
-    artifact: Artifact,
+    run: &Run,
+    named: Option<&OutputView>,
     output: &Output,
 ) -> Result<(), CliError> {
-    let total = artifact.rows;
     let limit = arguments
         .limit
         .or((!arguments.json && arguments.export.is_none()).then_some(SHOWN));
@@ -153,25 +148,23 @@ fn rows(
         Some(limit) => format!("from (\n{asked}\n) limit {limit}"),
         None => asked.to_owned(),
     };
-    let inputs = BTreeMap::from([("data".to_owned(), artifact)]);
+    let connection = connect(run, named)?;
+    check(&connection, asked)?;
     if let Some(file) = &arguments.export {
-        cache.with_views(&inputs, |connection| {
-            check(connection, asked)?;
-            export(connection, &query, file)
-        })?;
+        export(&connection, &query, file)?;
         output.tell(&format!("written to `{}`", file.display()));
         return Ok(());
     }
-    let found = cache.with_views(&inputs, |connection| {
-        check(connection, asked)?;
-        Rows::read(connection, &query)
-    })?;
+    let found = Rows::read(&connection, &query)?;
     if arguments.json {
         return output.print_json(&found.into_json());
     }
     output.print(&found.as_text(output.width))?;
-    if let (None, None, Some(total)) = (&arguments.sql, arguments.limit, total)
-        && total > found.rows.len() as u64
+    if let (None, None, Some(total)) = (
+        &arguments.sql,
+        arguments.limit,
+        named.and_then(|output| output.rows),
+    ) && total > found.rows.len() as u64
     {
         output.tell(&format!(
             "{} of {} rows; `--limit` shows more",
@@ -217,7 +210,10 @@ fn export(connection: &Connection, query: &str, file: &Path) -> Result<(), CliEr
 fn files(arguments: &Arguments, folder: &Path, output: &Output) -> Result<(), CliError> {
     if arguments.sql.is_some() || arguments.limit.is_some() {
         return Err(CliError::wrong(
-            format!("`{}` is files, not a table", arguments.output),
+            format!(
+                "`{}` is files, not a table",
+                arguments.output.as_deref().unwrap_or_default()
+            ),
             "leave out `--sql` and `--limit`",
         ));
     }

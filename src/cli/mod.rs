@@ -5,6 +5,7 @@
 mod arguments;
 mod cache;
 mod check;
+mod compare;
 mod completions;
 mod data;
 mod error;
@@ -15,9 +16,11 @@ mod gpus;
 mod graph;
 mod handover;
 mod interrupt;
+mod metrics;
 mod output;
 mod plan;
 mod record;
+mod report;
 mod resolve;
 mod results;
 mod rows;
@@ -26,6 +29,7 @@ mod runs;
 mod schema;
 mod show;
 mod sync;
+mod trace;
 mod tracking;
 mod why;
 
@@ -57,6 +61,10 @@ enum Command {
     Runs(runs::Arguments),
     Show(show::Arguments),
     Why(why::Arguments),
+    Compare(compare::Arguments),
+    Metrics(metrics::Arguments),
+    Report(report::Arguments),
+    Trace(trace::Arguments),
     Data(data::Arguments),
     Fetch(fetch::Arguments),
     Sync(sync::Arguments),
@@ -90,6 +98,10 @@ pub fn main(catalog: &Catalog) -> ExitCode {
         Command::Runs(arguments) => runs::run(arguments, &output),
         Command::Show(arguments) => show::run(arguments, &output),
         Command::Why(arguments) => why::run(arguments, &output),
+        Command::Compare(arguments) => compare::run(arguments, &output),
+        Command::Metrics(arguments) => metrics::run(arguments, &output),
+        Command::Report(arguments) => report::run(arguments, &output),
+        Command::Trace(arguments) => trace::run(arguments, &output),
         Command::Data(arguments) => data::run(arguments, &output),
         Command::Fetch(arguments) => fetch::run(arguments, catalog, &output),
         Command::Sync(arguments) => sync::run(arguments, &output),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::error::{CliError, Exit};
 use super::folders::Folders;
-use crate::runs::{self, FindError, RunView};
+use crate::runs::{self, FindError, OutputError, Run, RunView};
 
 /// The folder of the run that `name` means.
 pub fn find(folders: &Folders, name: &str) -> Result<PathBuf, CliError> {
@@ -15,6 +15,16 @@ pub fn find(folders: &Folders, name: &str) -> Result<PathBuf, CliError> {
 pub fn show(folders: &Folders, name: &str) -> Result<RunView, CliError> {
     let folder = find(folders, name)?;
     runs::show(&folder).map_err(|error| {
+        CliError::failed(
+            format!("the record of the run `{name}` cannot be read: {error}"),
+            None,
+        )
+    })
+}
+
+/// The record of the run that `name` means, with its graph.
+pub fn read(folders: &Folders, name: &str) -> Result<Run, CliError> {
+    Run::read(&find(folders, name)?).map_err(|error| {
         CliError::failed(
             format!("the record of the run `{name}` cannot be read: {error}"),
             None,
@@ -34,5 +44,11 @@ impl From<FindError> for CliError {
             help: error.help().map(str::to_owned),
             exit,
         }
+    }
+}
+
+impl From<OutputError> for CliError {
+    fn from(error: OutputError) -> Self {
+        Self::wrong(error.to_string(), error.help())
     }
 }

@@ -13,10 +13,13 @@ use super::resolve::Outside;
 use super::{gpus, handover, interrupt, plan, results, tracking};
 use crate::cache::{Cache, Holder, RunLock};
 use crate::config::{PipelineSpec, display};
-use crate::engine::{self, CancelToken, Event, NodeStatus, RunOptions, RunOutcome, RunState, Sink};
+use crate::engine::{
+    self, CancelToken, Event, NodeStatus, Plan, RunOptions, RunOutcome, RunState, Sink,
+};
 use crate::graph::{Graph, compile};
+use crate::insight::{InsightError, report};
 use crate::ops::Catalog;
-use crate::runs::{self, NewRun, Recorder, log_path};
+use crate::runs::{self, NewRun, Recorder, Run, RunGraph, log_path};
 use crate::tracking::Tracker;
 use crate::ui::seconds;
 
@@ -84,7 +87,7 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
         drop(cache);
         return Err(handover::to_language_model());
     }
-    let record = start_record(&spec, &graph, &folders, &id, output);
+    let record = start_record(&spec, &graph, &plan, &folders, &id, output);
     let tracker = settings
         .and_then(|settings| tracking::start(&settings, &graph, &plan, &folders.runs, &id, output));
     let sinks = Listeners {
@@ -103,6 +106,9 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     let outcome = engine::run(&graph, catalog, &cache, &plan, &options, &sinks);
     if let Some(problem) = record.as_ref().and_then(Recorder::finish) {
         output.warning(&problem);
+    }
+    if record.is_some() {
+        draw_report(&outcome, &folders.runs, &id, &cache, output);
     }
     let printed = match outcome.state {
         RunState::Finished => results::print(&graph, &outcome, &cache, output),
@@ -138,6 +144,7 @@ impl Sink for Listeners<'_> {
 fn start_record(
     spec: &PipelineSpec,
     graph: &Graph,
+    plan: &Plan,
     folders: &Folders,
     id: &str,
     output: &Output,
@@ -152,10 +159,29 @@ fn start_record(
         cache: &folders.cache,
         exports: &graph.exports,
         seed: graph.seed,
+        graph: RunGraph::new(plan.manifests(graph)),
     };
-    Recorder::start(&folders.runs, &run)
+    Recorder::start(&folders.runs, run)
         .map_err(|error| output.warning(&format!("this run is not recorded: {error}")))
         .ok()
+}
+
+/// Leaves a page beside the record. A run that found everything cached has nothing new to show and must stay quick;
+/// `flow report` draws its page when somebody asks. A page that cannot be drawn is said so, and changes nothing else.
+fn draw_report(outcome: &RunOutcome, runs: &Path, id: &str, cache: &Cache, output: &Output) {
+    if outcome
+        .nodes
+        .iter()
+        .all(|node| node.status == NodeStatus::Cached)
+    {
+        return;
+    }
+    let drawn = Run::read(&runs.join(id))
+        .map_err(InsightError::from)
+        .and_then(|run| report::write(runs, &run, Ok(cache)));
+    if let Err(error) = drawn {
+        output.warning(&format!("the report is not written: {error}"));
+    }
 }
 
 /// Waits for whoever runs on the same cache, and says so once.

@@ -1,14 +1,18 @@
 //! `flow runs`: the runs on record.
 
-use clap::Args;
+use std::cmp::Reverse;
+
+use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::error::{CliError, Exit};
 use super::folders::Folders;
 use super::output::Output;
 use super::show::state_text;
+use crate::config::suggest;
+use crate::engine::RunState;
 use crate::runs::{self, Head};
-use crate::ui::{seconds, table};
+use crate::ui::{number, seconds, table};
 
 /// List the runs of the project, the newest first
 #[derive(Debug, Args)]
@@ -17,32 +21,94 @@ pub struct Arguments {
     #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
     limit: usize,
 
+    /// Only runs of this pipeline
+    #[arg(long, value_name = "NAME")]
+    pipeline: Option<String>,
+
+    /// Only runs with this profile
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+
+    /// Only runs that ended so, or are on [may be repeated]
+    #[arg(long, value_name = "STATE")]
+    state: Vec<State>,
+
+    /// Only runs started on this day (UTC) or later, or within the last `90m`, `12h`, `7d`
+    #[arg(long, value_name = "DATE|TIME", value_parser = since)]
+    since: Option<String>,
+
+    /// Show this final number too, such as `evaluate.summary.f1_tuned` or `f1_tuned` [may be repeated]
+    #[arg(long, value_name = "NAME")]
+    metric: Vec<String>,
+
+    /// Sort by `time` (the longest first) or by a final number (the highest first) instead of by start
+    #[arg(long, value_name = "time|METRIC")]
+    sort: Option<String>,
+
+    /// The other way round
+    #[arg(long)]
+    reverse: bool,
+
     /// Print all of them as JSON
     #[arg(long)]
     json: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum State {
+    Running,
+    Finished,
+    Failed,
+    Interrupted,
+}
+
+impl State {
+    fn is(self, state: RunState) -> bool {
+        matches!(
+            (self, state),
+            (Self::Running, RunState::Running)
+                | (Self::Finished, RunState::Finished)
+                | (Self::Failed, RunState::Failed)
+                | (Self::Interrupted, RunState::Interrupted)
+        )
+    }
+}
+
 pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     let folders = Folders::of_working_folder();
-    let heads = runs::list(&folders.runs)?;
+    let all = runs::list(&folders.runs)?;
+    let recorded = all.len();
+    let mut heads: Vec<Head> = all
+        .into_iter()
+        .filter(|head| is_wanted(head, arguments))
+        .collect();
+    let metrics = arguments
+        .metric
+        .iter()
+        .map(|name| full_name(&heads, name))
+        .collect::<Result<Vec<_>, _>>()?;
+    sort(&mut heads, arguments.sort.as_deref())?;
+    if arguments.reverse {
+        heads.reverse();
+    }
     if arguments.json {
         output.print_json(&json!(heads))?;
-    } else if heads.is_empty() {
+    } else if recorded == 0 {
         output.tell(&format!(
             "there are no runs in `{}`; `flow run PIPELINE` makes the first",
             folders.runs.display()
         ));
+    } else if heads.is_empty() {
+        output.tell(&format!("none of {recorded} runs is of this kind"));
     } else {
         let rows: Vec<_> = heads
             .iter()
             .take(arguments.limit)
-            .map(|head| row(head, output))
+            .map(|head| row(head, &metrics, output))
             .collect();
-        output.print(&table(
-            &["run", "pipeline", "profile", "state", "time", "nodes"],
-            &rows,
-            None,
-        ))?;
+        let mut header = vec!["run", "pipeline", "profile", "state", "time", "nodes"];
+        header.extend(arguments.metric.iter().map(String::as_str));
+        output.print(&table(&header, &rows, None))?;
         if heads.len() > arguments.limit {
             output.tell(&format!(
                 "{} more; `--limit` shows them",
@@ -53,15 +119,109 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     Ok(Exit::Ok)
 }
 
-fn row(head: &Head, output: &Output) -> Vec<String> {
-    vec![
+fn is_wanted(head: &Head, arguments: &Arguments) -> bool {
+    let is = |wanted: &Option<String>, value: Option<&str>| {
+        wanted.as_deref().is_none_or(|wanted| value == Some(wanted))
+    };
+    is(&arguments.pipeline, Some(&head.pipeline))
+        && is(&arguments.profile, head.profile.as_deref())
+        && (arguments.state.is_empty() || arguments.state.iter().any(|state| state.is(head.state)))
+        // Times in UTC sort as text.
+        && arguments.since.as_ref().is_none_or(|since| head.started >= *since)
+}
+
+/// The start of the time that is meant, in UTC: `2026-11-24`, or that long ago: `90m`, `12h`, `7d`.
+fn since(text: &str) -> Result<String, String> {
+    if text.parse::<jiff::civil::Date>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    let seconds = || {
+        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        let unit = match unit {
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            _ => return None,
+        };
+        digits.parse::<i64>().ok()?.checked_mul(unit)
+    };
+    let ago = seconds()
+        .and_then(|seconds| {
+            let span = jiff::SignedDuration::from_secs(seconds);
+            jiff::Timestamp::now().checked_sub(span).ok()
+        })
+        .ok_or("write a day such as `2026-11-24`, or a time such as `90m`, `12h`, `7d`")?;
+    Ok(ago.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+/// The metric that is meant: its whole name, or the last part where only one has it.
+fn full_name(heads: &[Head], name: &str) -> Result<String, CliError> {
+    let mut known: Vec<&str> = heads
+        .iter()
+        .flat_map(|head| head.metrics.keys().map(String::as_str))
+        .collect();
+    known.sort_unstable();
+    known.dedup();
+    if known.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    let ending = format!(".{name}");
+    let fitting: Vec<&str> = known
+        .iter()
+        .copied()
+        .filter(|metric| metric.ends_with(&ending))
+        .collect();
+    match fitting.as_slice() {
+        [only] => Ok((*only).to_owned()),
+        [] => {
+            let guess = suggest::closest(name, known.iter().copied())
+                .map(|metric| format!("did you mean `{metric}`? "))
+                .unwrap_or_default();
+            Err(CliError::wrong(
+                format!("no run has a final number `{name}`"),
+                format!("{guess}there are {}", suggest::list(known)),
+            ))
+        }
+        several => Err(CliError::wrong(
+            format!("`{name}` is the end of several names"),
+            format!("give one of {}", suggest::list(several.iter().copied())),
+        )),
+    }
+}
+
+/// The highest first; runs without the number last.
+fn sort(heads: &mut [Head], by: Option<&str>) -> Result<(), CliError> {
+    let by_value = |heads: &mut [Head], value: &dyn Fn(&Head) -> Option<f64>| {
+        heads.sort_by(|a, b| {
+            let place = |head: &Head| value(head).unwrap_or(f64::NEG_INFINITY);
+            place(b).total_cmp(&place(a))
+        });
+    };
+    match by {
+        None => heads.sort_by_key(|head| Reverse(head.id.clone())),
+        Some("time") => by_value(heads, &|head| head.seconds),
+        Some(metric) => {
+            let name = full_name(heads, metric)?;
+            by_value(heads, &|head| head.metrics.get(&name).copied());
+        }
+    }
+    Ok(())
+}
+
+fn row(head: &Head, metrics: &[String], output: &Output) -> Vec<String> {
+    let mut cells = vec![
         head.id.clone(),
         head.pipeline.clone(),
         head.profile.clone().unwrap_or_default(),
         state_text(head.state, output.style),
         head.seconds.map(seconds).unwrap_or_default(),
         counts(head),
-    ]
+    ];
+    let values = metrics
+        .iter()
+        .map(|name| head.metrics.get(name).map(|value| number(*value)));
+    cells.extend(values.map(Option::unwrap_or_default));
+    cells
 }
 
 /// `3 ran, 9 cached`.
@@ -73,4 +233,18 @@ pub fn counts(head: &Head) -> String {
         .map(|(name, count)| format!("{count} {name}"))
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_days_or_spans() {
+        assert_eq!(since("2026-11-24").unwrap(), "2026-11-24");
+        assert!(since("7d").unwrap() < since("12h").unwrap());
+        for wrong in ["", "d", "7", "7w", "yesterday"] {
+            assert!(since(wrong).is_err(), "{wrong}");
+        }
+    }
 }

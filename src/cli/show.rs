@@ -8,6 +8,7 @@ use super::folders::Folders;
 use super::output::Output;
 use super::record;
 use super::runs::counts;
+use crate::config::display;
 use crate::engine::{NodeStatus, RunState};
 use crate::runs::{NodeView, RunView};
 use crate::ui::{Style, bytes, number, plural, seconds, table};
@@ -25,11 +26,16 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
-    let view = record::show(&Folders::of_working_folder(), &arguments.run)?;
+    let folders = Folders::of_working_folder();
+    let view = record::show(&folders, &arguments.run)?;
     if arguments.json {
         output.print_json(&json!(view))?;
-    } else {
-        output.print(&as_text(&view, output.style))?;
+        return Ok(Exit::Ok);
+    }
+    output.print(&as_text(&view, output.style))?;
+    let report = folders.runs.join(&view.head.id).join("report.html");
+    if report.exists() {
+        output.print(&format!("\nreport {}", display(&report)))?;
     }
     Ok(Exit::Ok)
 }
@@ -101,7 +107,7 @@ fn row(node: &NodeView, style: Style) -> Vec<String> {
     ]
 }
 
-fn status_text(status: NodeStatus, style: Style) -> String {
+pub fn status_text(status: NodeStatus, style: Style) -> String {
     match status {
         NodeStatus::Ran => style.green("ran"),
         NodeStatus::Cached => style.dim("cached"),

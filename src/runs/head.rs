@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::Environment;
 use crate::engine::RunState;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub struct Head {
     pub metrics: BTreeMap<String, f64>,
     /// What went wrong first.
     pub error: Option<String>,
+    #[serde(default)]
+    pub environment: Environment,
 }
 
 impl Head {

@@ -7,19 +7,31 @@
 //! runs/20261124-001835-3fa2/
 //! ├── run.json        who, when, how it ended
 //! ├── pipeline.yaml   the pipeline as it was
+//! ├── graph.json      its nodes, how they are linked, and what goes into their fingerprints
 //! ├── events.jsonl    everything that happened but progress; locked while the run lives
 //! ├── metrics.jsonl   points of curves
-//! └── logs/<node>.log
+//! ├── logs/<node>.log
+//! └── report.html     written after a run that did something (see `insight`)
 //! ```
 
+mod curves;
+mod environment;
 mod find;
+mod graph;
 mod head;
+mod outputs;
 mod recorder;
+mod run;
 mod view;
 mod why;
 
+pub use curves::{Curve, Curves, curves};
+pub use environment::Environment;
 pub use find::{FindError, find, list};
+pub use graph::{GraphNode, Origin, RunGraph};
 pub use head::{Head, new_id};
+pub use outputs::OutputError;
 pub use recorder::{NewRun, Recorder, log_path};
+pub use run::{NodeOutput, Run};
 pub use view::{NodeView, OutputView, RunView, show};
 pub use why::{Why, why};

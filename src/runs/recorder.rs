@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use fs_err as fs;
 
-use super::Head;
+use super::{Environment, Head, RunGraph};
 use crate::engine::{Event, EventKind, NodeStatus, RunState, Sink};
 
 /// How long a line may stay in memory.
@@ -31,6 +31,7 @@ pub struct NewRun<'a> {
     /// [`crate::graph::Graph::exports`].
     pub exports: &'a BTreeMap<String, String>,
     pub seed: u64,
+    pub graph: RunGraph,
 }
 
 /// A listener that keeps the record. What cannot be written is left out; [`Recorder::finish`] says so.
@@ -53,7 +54,7 @@ struct Files {
 
 impl Recorder {
     /// Makes `runs/<id>/` and listens from now on.
-    pub fn start(runs: &Path, run: &NewRun) -> std::io::Result<Self> {
+    pub fn start(runs: &Path, run: NewRun) -> std::io::Result<Self> {
         let folder = runs.join(run.id);
         fs::create_dir_all(runs)?;
         fs::create_dir(&folder)?;
@@ -79,6 +80,7 @@ impl Recorder {
             counts: Default::default(),
             metrics: Default::default(),
             error: None,
+            environment: Environment::look(),
         };
         write_head(&folder, &head)?;
         let mut files = Files {
@@ -90,9 +92,12 @@ impl Recorder {
             problem: None,
         };
         let (sender, inbox) = mpsc::channel();
+        let graph = run.graph;
         let thread = std::thread::Builder::new()
             .name("recorder".to_owned())
             .spawn(move || {
+                let written = files.write_graph(&graph);
+                files.note(written);
                 files.listen(&inbox);
                 files.problem
             })?;
@@ -159,6 +164,10 @@ impl Files {
             .flush()
             .and_then(|()| write_head(&self.folder, &self.head));
         self.note(flushed);
+    }
+
+    fn write_graph(&self, graph: &RunGraph) -> std::io::Result<()> {
+        crate::atomic::write(&self.folder.join("graph.json"), &serde_json::to_vec(graph)?)
     }
 
     fn note(&mut self, result: std::io::Result<()>) {

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::Head;
+use crate::cache::Artifact;
 use crate::config::ArtifactKind;
 use crate::digest::Digest;
 use crate::engine::{Event, EventKind, NodeStatus, Reason};
@@ -43,6 +44,18 @@ pub struct OutputView {
     pub digest: Digest,
     pub rows: Option<u64>,
     pub bytes: u64,
+}
+
+impl OutputView {
+    /// What the cache knows it as.
+    pub fn artifact(&self) -> Artifact {
+        Artifact {
+            kind: self.kind,
+            digest: self.digest,
+            rows: self.rows,
+            bytes: self.bytes,
+        }
+    }
 }
 
 impl RunView {
@@ -88,7 +101,7 @@ pub fn show(folder: &Path) -> std::io::Result<RunView> {
                 let reasons = position
                     .map(|position| started.swap_remove(position).1)
                     .unwrap_or_default();
-                let output = |(name, artifact): (String, crate::cache::Artifact)| OutputView {
+                let output = |(name, artifact): (String, Artifact)| OutputView {
                     name,
                     kind: artifact.kind,
                     digest: artifact.digest,

@@ -248,3 +248,95 @@ fn kill_at_progress(mut child: Child, node: &str) {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn the_whole_way_is_reported_compared_and_followed() {
+    let project = medical(24);
+    project.run();
+    let id = project.latest()["id"].as_str().unwrap().to_owned();
+    let page = std::fs::read_to_string(project.path(&format!("runs/{id}/report.html"))).unwrap();
+    for part in [
+        "<h3>Loss</h3>",
+        "validation",
+        "<h3>Learning rate</h3>",
+        "Scores: evaluate",
+        "agreement",
+        "similarity",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    project
+        .flow(&[
+            "run",
+            "pipelines/p.yaml",
+            "--set",
+            "train.with.learning_rate=0.02",
+        ])
+        .success();
+    let compared = project
+        .flow(&["compare", "latest~1", "latest", "--json"])
+        .success()
+        .json();
+    assert_eq!(compared["missing"], json!([]));
+    assert_eq!(
+        compared["params"],
+        json!([{ "node": "train.fit", "part": "params.learning_rate", "values": ["0.01", "0.02"] }])
+    );
+    let curve = |metric: &str| {
+        let curves = compared["curves"].as_array().unwrap();
+        let found = curves.iter().find(|curve| curve["metric"] == metric);
+        found.unwrap()["curves"].clone()
+    };
+    let loss = curve("train/loss");
+    assert_eq!(
+        loss[0].as_array().unwrap().len(),
+        loss[1].as_array().unwrap().len()
+    );
+    assert_ne!(loss[0], loss[1]);
+    assert!(!curve("eval/loss")[0].as_array().unwrap().is_empty());
+    let metrics = compared["metrics"].as_array().unwrap();
+    let base = metrics
+        .iter()
+        .find(|metric| metric["column"] == "base_f1")
+        .unwrap();
+    // The base model is the same in both.
+    assert_eq!(base["changes"][1]["difference"], 0.0);
+
+    let held = project.rows("split.validation");
+    let held = held[0]["id"].as_str().unwrap();
+    let trace = project
+        .flow(&["trace", "latest", held, "--json"])
+        .success()
+        .json();
+    assert!(
+        trace["fate"]
+            .as_str()
+            .unwrap()
+            .starts_with("held out for validation; F1")
+    );
+    let scored = trace["steps"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(scored["event"], "scored");
+    assert_eq!(scored["answers"].as_array().unwrap().len(), 2);
+    let verdicts = project.rows("dedup.judge");
+    let groups = project.rows("dedup.groups");
+    let (verdict, group) = (&verdicts[0], groups.as_array().unwrap());
+    let group = group
+        .iter()
+        .find(|group| group["id"] == verdict["id"])
+        .unwrap();
+    for member in group["ids"].as_array().unwrap() {
+        let trace = project
+            .flow(&["trace", "latest", member.as_str().unwrap(), "--json"])
+            .success()
+            .json();
+        let steps = trace["steps"].as_array().unwrap();
+        let told = steps
+            .iter()
+            .find(|step| step["node"] == "dedup.judge")
+            .unwrap();
+        assert_eq!(
+            (&told["choice"], &told["probability"]),
+            (&verdict["choice"], &verdict["probability"])
+        );
+    }
+}

@@ -6,6 +6,7 @@ mod data;
 mod interruption;
 #[cfg(feature = "torch")]
 mod language_model;
+mod looking_back;
 mod medquad;
 mod remarks;
 mod shown;

@@ -1,6 +1,7 @@
 //! What the tests share.
 
 mod judge;
+mod medical;
 mod project;
 #[cfg(feature = "torch")]
 mod tiny_model;

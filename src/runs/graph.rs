@@ -1,0 +1,114 @@
+//! `graph.json`: the nodes of a run as they were compiled, so that a record can be understood when the pipeline and its
+//! stages have moved on.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::graph::{Manifest, Node};
+
+/// The nodes a run is about, each after all it reads.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunGraph {
+    pub nodes: Vec<GraphNode>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GraphNode {
+    pub name: String,
+    pub stage: String,
+    pub op: String,
+    /// By port.
+    pub inputs: BTreeMap<String, Origin>,
+    /// What each model param names, as people know it: a repository, a file name, a name at an endpoint.
+    pub models: BTreeMap<String, String>,
+    /// The parts of the fingerprint but for the digests of the inputs, which are known when those are.
+    pub manifest: Manifest,
+}
+
+/// The output that feeds a port.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Origin {
+    pub node: String,
+    pub output: String,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.node, self.output)
+    }
+}
+
+impl RunGraph {
+    /// Of nodes with their manifests, in order.
+    pub fn new<'a>(nodes: impl IntoIterator<Item = (&'a Node, Manifest)>) -> Self {
+        let nodes = nodes
+            .into_iter()
+            .map(|(node, manifest)| GraphNode::new(node, manifest));
+        Self {
+            nodes: nodes.collect(),
+        }
+    }
+
+    /// Reads that of a run; one recorded by a flow that did not keep it is empty.
+    pub fn read(folder: &Path) -> std::io::Result<Self> {
+        match fs_err::read(folder.join("graph.json")) {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub fn node(&self, name: &str) -> Option<&GraphNode> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+}
+
+impl GraphNode {
+    fn new(node: &Node, manifest: Manifest) -> Self {
+        let inputs = node.inputs.iter().map(|input| {
+            let origin = Origin {
+                node: input.node.clone(),
+                output: input.output.clone(),
+            };
+            (input.port.clone(), origin)
+        });
+        let models = node.models.iter().filter_map(|(param, model)| {
+            let file = |path: &String| Path::new(path).file_name()?.to_str().map(str::to_owned);
+            let name = model
+                .hf
+                .clone()
+                .or_else(|| model.path.as_ref().and_then(file))
+                .or_else(|| model.name.clone())?;
+            Some((param.clone(), name))
+        });
+        Self {
+            name: node.name.clone(),
+            stage: node.stage.clone(),
+            op: node.op.clone(),
+            inputs: inputs.collect(),
+            models: models.collect(),
+            manifest,
+        }
+    }
+
+    /// The whole manifest, given the digests of what the node read.
+    pub fn manifest_with(&self, inputs: BTreeMap<String, Digest>) -> Manifest {
+        Manifest {
+            inputs,
+            ..self.manifest.clone()
+        }
+    }
+
+    /// A param as text, without the quotes of JSON; `None` where it is not given.
+    pub fn param(&self, name: &str) -> Option<String> {
+        let value = self.manifest.params.get(name)?;
+        match serde_json::from_str(value) {
+            Ok(serde_json::Value::Null) => None,
+            Ok(serde_json::Value::String(text)) => Some(text),
+            _ => Some(value.clone()),
+        }
+    }
+}
