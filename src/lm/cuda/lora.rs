@@ -1,0 +1,499 @@
+//! The low-rank update of one fused linear layer: its operands in bf16, the products that are not GEMMs, its gradients.
+
+use tch::{Device, Kind, Tensor};
+
+use super::compiler::{Source, source};
+use super::module::{Argument, Kernel, Module, bf16_rows};
+use crate::lm::LmError;
+
+pub(super) const DOWN: Source = source!("lora_down.cu");
+pub(super) const UP: Source = source!("lora_up.cu");
+pub(super) const GRAD: Source = source!("lora_grad.cu");
+pub(super) const INSTALL: Source = source!("lora_install.cu");
+
+/// The most parts of a fused layer.
+const PARTS: usize = 4;
+/// Columns of x that a block of `lora_grad` takes.
+const GRAD_COLUMNS: i64 = 128;
+/// Tokens that a block of `lora_grad` takes at a time.
+const GRAD_STEP: i64 = 32;
+/// Blocks that keep a large GPU busy with `lora_grad`.
+const GRAD_BLOCKS: i64 = 1056;
+
+/// One part of a fused layer that has an update.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraPart {
+    /// Its first output row, and how many it has.
+    pub row: i64,
+    pub out: i64,
+    /// Where A [r, in] and B [out, r] start in the flat parameters.
+    pub a: i64,
+    pub b: i64,
+}
+
+/// Shape of the update of a fused layer.
+#[derive(Clone, Debug)]
+pub struct LoraShape {
+    pub in_features: i64,
+    pub out_features: i64,
+    pub r: i64,
+    pub parts: Vec<LoraPart>,
+    /// The factor of B · A.
+    pub scale: f64,
+}
+
+impl LoraShape {
+    /// The low columns, rounded up to what the tensor cores take: 0 without an update.
+    pub fn low(&self) -> i64 {
+        (self.parts.len() as i64 * self.r + 15) / 16 * 16
+    }
+}
+
+/// What dropout drops: the mask's seed and the probability in 65,536ths, 0 for none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mask {
+    pub seed: u64,
+    pub threshold: u16,
+}
+
+impl Mask {
+    pub fn new(probability: f64, seed: u64) -> Self {
+        Self {
+            seed,
+            threshold: (probability * 65_536.0).round() as u16,
+        }
+    }
+
+    /// By how much the kept elements grow.
+    fn kept(self) -> f32 {
+        (1.0 / (1.0 - f64::from(self.threshold) / 65_536.0)) as f32
+    }
+
+    /// The threshold in both halves of a word.
+    fn doubled(self) -> u32 {
+        u32::from(self.threshold) * 0x1_0001
+    }
+}
+
+/// The kernels and operands of one update.
+pub struct Lora {
+    shape: LoraShape,
+    /// bf16 [low, in]; the rows of the parts in order, then zeros.
+    a: Tensor,
+    /// bf16 [in, low].
+    at: Tensor,
+    down: Kernel,
+    down_tiles: i64,
+    up: Kernel,
+    swiglu_backward: Kernel,
+    grad: [GradKernels; 2],
+    install: [Kernel; 2],
+}
+
+/// `lora_grad` for a number of left columns.
+#[derive(Clone, Copy)]
+struct GradKernels {
+    grad: Kernel,
+    sum: Kernel,
+    /// Left columns of a block, and blocks side by side that take all.
+    left: i64,
+    groups: i64,
+}
+
+/// Whether the kernels can compute an update of this shape.
+pub fn fits(shape: &LoraShape) -> bool {
+    let even = shape.parts.iter().all(|part| part.row % 8 == 0 && part.out % 8 == 0);
+    shape.in_features % 16 == 0 && even && shape.r % 2 == 0 && shape.low() <= 192 && shape.parts.len() <= PARTS
+}
+
+impl Lora {
+    /// # Errors
+    /// [`LmError::Kernel`].
+    pub fn new(shape: LoraShape, device: Device) -> Result<Self, LmError> {
+        assert!(fits(&shape));
+        let (low, options) = (shape.low(), (Kind::BFloat16, device));
+        let tiles = [6, 4, 2].into_iter().find(|tiles| low / 8 % tiles == 0);
+        let down_tiles = tiles.unwrap_or(2);
+        let up = Module::get(UP, device, &[("STEPS", low / 16)])?;
+        let install = Module::get(INSTALL, device, &[])?;
+        Ok(Self {
+            a: Tensor::f_zeros([low, shape.in_features], options)?,
+            at: Tensor::f_zeros([shape.in_features, low], options)?,
+            down: Module::get(DOWN, device, &[("TILES", down_tiles)])?.kernel("lora_down")?,
+            down_tiles,
+            up: up.kernel("lora_up")?,
+            swiglu_backward: up.kernel("swiglu_backward")?,
+            grad: [GradKernels::new(low, device)?, GradKernels::new(shape.r, device)?],
+            install: [
+                install.kernel("lora_install_a")?,
+                install.kernel("lora_install_b")?,
+            ],
+            shape,
+        })
+    }
+
+    pub fn shape(&self) -> &LoraShape {
+        &self.shape
+    }
+
+    /// Whether there is an update at all.
+    pub fn is_empty(&self) -> bool {
+        self.shape.parts.is_empty()
+    }
+
+    /// Takes over the present parameters, f32 and flat. `weight` [out, in + low] gets B into its last columns.
+    ///
+    /// # Errors
+    /// [`LmError::Kernel`].
+    pub fn install(&self, parameters: &Tensor, weight: &Tensor) -> Result<(), LmError> {
+        self.install_a(parameters)?;
+        self.install_b(parameters, weight)
+    }
+
+    /// A alone.
+    ///
+    /// # Errors
+    /// [`LmError::Kernel`].
+    pub fn install_a(&self, parameters: &Tensor) -> Result<(), LmError> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let LoraShape { in_features, .. } = self.shape;
+        self.install[0].launch(
+            [(in_features + 255) / 256, self.shape.low(), 1],
+            256,
+            &[
+                parameters.into(),
+                (&self.a).into(),
+                (&self.at).into(),
+                in_features.into(),
+                self.shape.low().into(),
+                self.install_parts().as_slice().into(),
+            ],
+        )
+    }
+
+    /// B alone, into the last columns of `weight` [out, in + low].
+    ///
+    /// # Errors
+    /// [`LmError::Kernel`].
+    pub fn install_b(&self, parameters: &Tensor, weight: &Tensor) -> Result<(), LmError> {
+        let (out, low) = (self.shape.out_features, self.shape.low());
+        let b = weight.narrow(1, self.shape.in_features, low);
+        self.install[1].launch(
+            [(out * low + 255) / 256, 1, 1],
+            256,
+            &[
+                parameters.into(),
+                (&b).into(),
+                bf16_rows(weight).into(),
+                out.into(),
+                low.into(),
+                (self.shape.scale as f32).into(),
+                self.install_parts().as_slice().into(),
+            ],
+        )
+    }
+
+    fn install_parts(&self) -> Vec<u64> {
+        let mut fields: Vec<i64> = Vec::new();
+        for index in 0..PARTS {
+            let part = self.shape.parts.get(index);
+            fields.extend(part.map_or([0; 4], |part| [part.row, part.out, part.a, part.b]));
+        }
+        fields.extend([self.shape.parts.len() as i64, self.shape.r]);
+        fields.into_iter().map(|field| field as u64).collect()
+    }
+
+    /// `low` = dropout(x) · Aᵀ, into `out` [T, low] (columns of a wider matrix) and into `saved` [T, low].
+    ///
+    /// # Errors
+    /// [`LmError::Kernel`].
+    pub fn down(
+        &self,
+        x: &Tensor,
+        out: &Tensor,
+        saved: Option<&Tensor>,
+        mask: Mask,
+    ) -> Result<(), LmError> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let rows = x.size()[0];
+        // Few rows leave a GPU idle unless more warps share each of them.
+        let split = match rows {
+            0..=8192 => 8,
+            8193..=16_384 => 4,
+            _ => 2,
+        };
+        let rows_per_block = 32 * (8 / split);
+        self.down.launch(
+            [
+                (rows + rows_per_block - 1) / rows_per_block,
+                self.shape.low() / 8 / self.down_tiles,
+                1,
+            ],
+            256,
+            &[
+                x.into(),
+                bf16_rows(x).into(),
+                (&self.a).into(),
+                out.into(),
+                bf16_rows(out).into(),
+                saved.into(),
+                saved.map_or(0, bf16_rows).into(),
+                self.shape.in_features.into(),
+                rows.into(),
+                split.into(),
+                mask.kept().into(),
+                mask.seed.into(),
+                mask.doubled().into(),
+            ],
+        )
+    }
+
+    /// `out` [T, in] = base[:, :in] + dropout's mask ⊙ (dlow · A), where dlow [T, low] is what lies behind `base` [T, in +
+    /// low]. `out` may be the front of `base`.
+    ///
+    /// # Errors
+    /// [`LmError::Kernel`].
+    pub fn up(&self, base: &Tensor, out: &Tensor, mask: Mask) -> Result<(), LmError> {
+        let (rows, inner) = (base.size()[0], self.shape.in_features);
+        self.up.launch(
+            self.up_grid(rows),
+            256,
+            &[
+                base.into(),
+                bf16_rows(base).into(),
+                (&self.low_of(base)).into(),
+                bf16_rows(base).into(),
+                (&self.at).into(),
+                out.into(),
+                bf16_rows(out).into(),
+                inner.into(),
+                rows.into(),
+                mask.kept().into(),
+                mask.seed.into(),
+                mask.doubled().into(),
+            ],
+        )
+    }
+
+    /// The backward pass of silu(gate) · up with this update on its result: `base` as in [`Lora::up`]; `gate_up` [T, 2 ·
+    /// in] → `d_gate_up`, which may be the same memory, and `gated[:, :in]`.
+    ///
+    /// # Errors
+    /// [`LmError::Kernel`].
+    pub fn swiglu_backward(
+        &self,
+        base: &Tensor,
+        gate_up: &Tensor,
+        d_gate_up: &Tensor,
+        gated: &Tensor,
+        mask: Mask,
+    ) -> Result<(), LmError> {
+        let (rows, inner) = (base.size()[0], self.shape.in_features);
+        for matrix in [gate_up, d_gate_up] {
+            assert_eq!(bf16_rows(matrix), 2 * inner);
+        }
+        self.swiglu_backward.launch(
+            self.up_grid(rows),
+            256,
+            &[
+                base.into(),
+                bf16_rows(base).into(),
+                (&self.low_of(base)).into(),
+                bf16_rows(base).into(),
+                (&self.at).into(),
+                gate_up.into(),
+                d_gate_up.into(),
+                gated.into(),
+                bf16_rows(gated).into(),
+                inner.into(),
+                rows.into(),
+                mask.kept().into(),
+                mask.seed.into(),
+                mask.doubled().into(),
+            ],
+        )
+    }
+
+    /// The low columns behind the others of a matrix [T, in + low].
+    pub fn low_of(&self, matrix: &Tensor) -> Tensor {
+        matrix.narrow(1, self.shape.in_features, self.shape.low())
+    }
+
+    fn up_grid(&self, rows: i64) -> [i64; 3] {
+        let rows_per_block = if self.shape.low() <= 64 { 256 } else { 128 };
+        [
+            (rows + rows_per_block - 1) / rows_per_block,
+            (self.shape.in_features + 255) / 256,
+            1,
+        ]
+    }
+
+    /// Adds the gradients of A and B to the flat f32 `gradients`. `x`: [T, in], the layer's input; `low`: [T, low] of
+    /// [`Lora::down`]; `dy`: [T, out]; `dlow`: [T, low], dy · B.
+    ///
+    /// # Errors
+    /// [`LmError::Kernel`], or out of memory.
+    pub fn gradients(
+        &self,
+        x: &Tensor,
+        low: &Tensor,
+        dy: &Tensor,
+        dlow: &Tensor,
+        mask: Mask,
+        gradients: &Tensor,
+        workspace: &Workspace,
+    ) -> Result<(), LmError> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let LoraShape {
+            in_features,
+            r,
+            ref parts,
+            scale,
+            ..
+        } = self.shape;
+        let places: Vec<i64> = parts.iter().map(|part| part.a).collect();
+        let all = GradPart {
+            column: 0,
+            width: in_features,
+            left: 0,
+            rank: parts.len() as i64 * r,
+            places,
+            ranks: r,
+            rank_stride: in_features,
+            column_stride: 1,
+        };
+        // The mask's growth belongs to x.
+        self.grad[0].run(dlow, x, &[all], f64::from(mask.kept()), mask, gradients, workspace)?;
+        let each: Vec<GradPart> = (0..).zip(parts).map(|(index, part)| GradPart {
+            column: part.row,
+            width: part.out,
+            left: index * r,
+            rank: r,
+            places: vec![part.b],
+            ranks: r,
+            rank_stride: 1,
+            column_stride: r,
+        }).collect();
+        // The layer's B is scaled, so the chain rule scales its gradient.
+        self.grad[1].run(low, dy, &each, scale, Mask::default(), gradients, workspace)
+    }
+}
+
+/// Memory for the partial sums of [`Lora::gradients`], reused by all layers.
+pub struct Workspace {
+    partial: Tensor,
+}
+
+impl Workspace {
+    /// f32 elements enough for every update of `shapes`.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new<'a>(shapes: impl Iterator<Item = &'a LoraShape>, device: Device) -> Result<Self, LmError> {
+        let most = shapes
+            .map(|shape| {
+                let tiles = |width: i64| (width + GRAD_COLUMNS - 1) / GRAD_COLUMNS;
+                let a = (GRAD_BLOCKS + tiles(shape.in_features)) * (shape.low() + 64);
+                let columns: i64 = shape.parts.iter().map(|part| tiles(part.out)).sum();
+                a.max((GRAD_BLOCKS + columns) * (shape.r + 64))
+            })
+            .max();
+        let elements = most.unwrap_or(0) * GRAD_COLUMNS;
+        Ok(Self {
+            partial: Tensor::f_empty([elements], (Kind::Float, device))?,
+        })
+    }
+}
+
+/// A run of columns of x whose gradients are wanted (see `lora_grad.cu`).
+struct GradPart {
+    column: i64,
+    width: i64,
+    left: i64,
+    rank: i64,
+    places: Vec<i64>,
+    ranks: i64,
+    rank_stride: i64,
+    column_stride: i64,
+}
+
+impl GradKernels {
+    fn new(columns: i64, device: Device) -> Result<Self, LmError> {
+        let tiles = ((columns + 15) / 16).clamp(1, 4);
+        let module = Module::get(GRAD, device, &[("TILES", tiles)])?;
+        Ok(Self {
+            grad: module.kernel("lora_grad")?,
+            sum: module.kernel("lora_grad_sum")?,
+            left: 16 * tiles,
+            groups: (columns + 16 * tiles - 1) / (16 * tiles),
+        })
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the operands of one formula, each in its own memory"
+    )]
+    fn run(
+        &self,
+        left: &Tensor,
+        x: &Tensor,
+        parts: &[GradPart],
+        scale: f64,
+        mask: Mask,
+        gradients: &Tensor,
+        workspace: &Workspace,
+    ) -> Result<(), LmError> {
+        let rows = x.size()[0];
+        let mut fields: Vec<i64> = Vec::new();
+        let mut tiles = 0;
+        for index in 0..PARTS {
+            let Some(part) = parts.get(index) else {
+                fields.extend([0; 12]);
+                continue;
+            };
+            fields.extend([tiles, part.column, part.width, part.left, part.rank]);
+            fields.extend((0..PARTS).map(|index| part.places.get(index).copied().unwrap_or(0)));
+            fields.extend([part.ranks, part.rank_stride, part.column_stride]);
+            tiles += (part.width + GRAD_COLUMNS - 1) / GRAD_COLUMNS;
+        }
+        fields.extend([parts.len() as i64, tiles]);
+        let fields: Vec<u64> = fields.into_iter().map(|field| field as u64).collect();
+        let most = (rows + GRAD_STEP - 1) / GRAD_STEP;
+        let ranges = (GRAD_BLOCKS / (tiles * self.groups)).clamp(1, most);
+        let steps = (most + ranges - 1) / ranges;
+        let left_columns = self.left * self.groups;
+        assert!(ranges * tiles * left_columns * GRAD_COLUMNS <= workspace.partial.size()[0]);
+        let arguments: [Argument; 11] = [
+            left.into(),
+            left.stride()[0].into(),
+            x.into(),
+            bf16_rows(x).into(),
+            (&workspace.partial).into(),
+            rows.into(),
+            (steps * GRAD_STEP).into(),
+            x.size()[1].into(),
+            mask.seed.into(),
+            mask.doubled().into(),
+            fields.as_slice().into(),
+        ];
+        self.grad.launch([tiles, ranges, self.groups], 128, &arguments)?;
+        self.sum.launch(
+            [tiles, left_columns, 1],
+            128,
+            &[
+                (&workspace.partial).into(),
+                gradients.into(),
+                ranges.into(),
+                left_columns.into(),
+                (scale as f32).into(),
+                fields.as_slice().into(),
+            ],
+        )
+    }
+}

@@ -1,0 +1,24 @@
+//! Kernels of our own for NVIDIA GPUs, and what is built from them alone.
+//!
+//! The sources in `kernels/` are compiled by NVRTC on the machine they run on, once per process and shape; they work on
+//! the memory of libtorch's tensors and on its stream, so that they mix freely with libtorch's own operations. Kernels
+//! compute in bf16 with f32 inside; other kinds and other devices take the generic path, which says the same in tensor
+//! algebra.
+
+mod compiler;
+mod module;
+mod native;
+mod norm;
+mod rope;
+mod swiglu;
+
+#[cfg(test)]
+mod tests;
+
+pub use module::{Argument, Kernel, Module, bf16_rows};
+pub use native::{
+    Attention, MemoryPeak, cudnn_attention, deterministic, flash_attention, memory_peak, reset_memory_peak,
+};
+pub use norm::Norm;
+pub use rope::{HeadRotation, Heads};
+pub use swiglu::Swiglu;
