@@ -43,7 +43,7 @@ pub struct Decoder {
     /// [vocab, hidden].
     embedding: Tensor,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    pub(super) norm: RmsNorm,
     head: Linear,
     frequencies: Frequencies,
     placement: Placement,
@@ -51,16 +51,16 @@ pub struct Decoder {
 
 /// One transformer block: attention and gated MLP, each behind a norm and inside a residual.
 pub struct Layer {
-    input_norm: RmsNorm,
+    pub(super) input_norm: RmsNorm,
     qkv: Linear,
-    qk_norm: Option<HeadNorm>,
+    pub(super) qk_norm: Option<HeadNorm>,
     o: Linear,
-    post_norm: RmsNorm,
+    pub(super) post_norm: RmsNorm,
     gate_up: Linear,
     down: Linear,
-    heads: i64,
-    kv_heads: i64,
-    head_dim: i64,
+    pub(super) heads: i64,
+    pub(super) kv_heads: i64,
+    pub(super) head_dim: i64,
 }
 
 impl Decoder {
@@ -250,9 +250,9 @@ impl Layer {
 
 /// Root mean square norm (Zhang & Sennrich 2019, arXiv:1910.07467). Normalised in f32 and rounded to the model's kind
 /// before the weight is applied, as the reference does.
-struct RmsNorm {
-    weight: Tensor,
-    eps: f64,
+pub(super) struct RmsNorm {
+    pub(super) weight: Tensor,
+    pub(super) eps: f64,
 }
 
 impl RmsNorm {
@@ -275,10 +275,10 @@ impl RmsNorm {
 }
 
 /// The norm of each query and key head that qwen3 applies before rotation.
-struct HeadNorm {
+pub(super) struct HeadNorm {
     /// [heads + kv_heads, D]: the weight of each head, queries first.
-    weight: Tensor,
-    eps: f64,
+    pub(super) weight: Tensor,
+    pub(super) eps: f64,
 }
 
 impl HeadNorm {

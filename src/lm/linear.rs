@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::cuda::Dequantise;
 use super::lora::LoraUpdate;
 use super::weights::{LinearWeight, Weights};
 use super::{Int8, LmError, Nf4, Placement};
@@ -193,6 +194,51 @@ impl Linear {
         self.weight = Weight::Dense(self.weight());
     }
 
+    /// Moves a dense weight into the front of a wider matrix [out, in + extra], whose last columns are the caller's, and
+    /// returns that; the layer goes on computing with the front. None for a packed weight.
+    pub(super) fn widen(&mut self, extra: i64) -> Result<Option<Tensor>, LmError> {
+        let Weight::Dense(weight) = &self.weight else {
+            return Ok(None);
+        };
+        let [out, inner] = weight.size()[..] else {
+            unreachable!("a linear weight has two dimensions")
+        };
+        let wide = Tensor::f_empty([out, inner + extra], (weight.kind(), weight.device()))?;
+        let mut front = wide.f_narrow(1, 0, inner)?;
+        front.f_copy_(weight)?;
+        self.weight = Weight::Dense(front);
+        Ok(Some(wide))
+    }
+
+    /// Whether [`Linear::decode_into`] can decode the weight; dense weights need not be decoded.
+    pub(super) fn decodes_in_a_kernel(&self) -> bool {
+        match &self.weight {
+            Weight::Dense(_) => true,
+            Weight::Packed(parts) => parts.iter().all(|part| match part {
+                Packed::Nf4(nf4) => Dequantise::fits(nf4),
+                Packed::Int8(int8) => int8.codes().size()[1] % 8 == 0,
+            }),
+        }
+    }
+
+    /// Decodes a packed weight into the front of each row of `wide` [out, ≥ in].
+    pub(super) fn decode_into(&self, dequantise: &Dequantise, wide: &Tensor) -> Result<(), LmError> {
+        let Weight::Packed(weights) = &self.weight else {
+            return Ok(());
+        };
+        let mut row = 0;
+        for packed in weights {
+            let out = packed.rows();
+            let rows = wide.f_narrow(0, row, out)?;
+            row += out;
+            match packed {
+                Packed::Nf4(nf4) => dequantise.nf4(nf4, &rows)?,
+                Packed::Int8(int8) => dequantise.int8(int8, &rows)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Replaces the update of an adapter.
     pub fn set_update(&mut self, update: Option<LoraUpdate>) {
         self.update = update;
@@ -212,6 +258,13 @@ impl Linear {
 }
 
 impl Packed {
+    fn rows(&self) -> i64 {
+        match self {
+            Self::Nf4(nf4) => nf4.shape()[0],
+            Self::Int8(int8) => int8.codes().size()[0],
+        }
+    }
+
     fn decode(&self, kind: Kind) -> Tensor {
         match self {
             Self::Nf4(nf4) => nf4.decode(kind),

@@ -19,7 +19,7 @@ pub fn random_model(
 }
 
 /// As in the `config.json` of Qwen3-4B-Instruct-2507 and SmolLM2-135M-Instruct.
-fn shape(name: &str) -> Option<ModelConfig> {
+pub(super) fn shape(name: &str) -> Option<ModelConfig> {
     let rope = |theta| Rope {
         theta,
         scaling: RopeScaling::None,

@@ -5,20 +5,39 @@
 //! compute in bf16 with f32 inside; other kinds and other devices take the generic path, which says the same in tensor
 //! algebra.
 
+mod adamw;
+mod attention;
 mod compiler;
+mod cross_entropy;
+mod dequantise;
+mod dropout;
+mod engine;
+mod engine_layer;
+mod fit;
+mod lora;
 mod module;
 mod native;
 mod norm;
+mod profile;
 mod rope;
 mod swiglu;
 
 #[cfg(test)]
 mod tests;
 
-pub use module::{Argument, Kernel, Module, bf16_rows};
+pub use adamw::{AdamWKernels, EightBitMoment, StepGradient, StepNumbers};
+pub use attention::{Attended, Sequences};
+pub use cross_entropy::CrossEntropy;
+pub use dequantise::Dequantise;
+pub use dropout::dropout_mask;
+pub use engine::{EngineBatch, TrainEngine, unsuitable};
+pub use fit::{Fit, Footprint};
+pub use lora::{Lora, LoraPart, LoraShape, Mask, Workspace};
+pub use module::{Argument, Kernel, Module, bf16_rows, gpu_name};
 pub use native::{
     Attention, MemoryPeak, cudnn_attention, deterministic, flash_attention, memory_peak, reset_memory_peak,
 };
 pub use norm::Norm;
+pub use profile::{Part, PartTimes, Profile};
 pub use rope::{HeadRotation, Heads};
 pub use swiglu::Swiglu;

@@ -107,6 +107,19 @@ impl Module {
     }
 }
 
+/// The GPU's name; None for a CPU.
+pub fn gpu_name(device: Device) -> Option<String> {
+    let Device::Cuda(index) = device else {
+        return None;
+    };
+    if !Cuda::is_available() {
+        return None;
+    }
+    result::init().ok()?;
+    let device = result::device::get(i32::try_from(index).ok()?).ok()?;
+    result::device::get_name(device).ok()
+}
+
 fn capability(device: sys::CUdevice) -> Result<(i32, i32), result::DriverError> {
     use sys::CUdevice_attribute_enum as Attribute;
     #[expect(unsafe_code, reason = "the device comes from the driver")]

@@ -112,10 +112,19 @@ pub fn deterministic<T>(on: bool, work: impl FnOnce() -> T) -> T {
 pub struct MemoryPeak {
     /// Held by tensors now.
     pub now: u64,
+    /// Taken from the driver now, blocks kept for later use included.
+    pub taken: u64,
     /// The most that tensors held at once since [`reset_memory_peak`].
     pub allocated: u64,
     /// The most that was taken from the driver, blocks kept for later use included.
     pub reserved: u64,
+}
+
+impl MemoryPeak {
+    /// Kept for later use now.
+    pub fn cached(&self) -> u64 {
+        self.taken.saturating_sub(self.now)
+    }
 }
 
 /// None without a GPU.
@@ -124,9 +133,10 @@ pub fn memory_peak(device: Device) -> Option<MemoryPeak> {
     let index = cuda_index(device)?;
     #[expect(unsafe_code, reason = "the array has room for all numbers")]
     check(unsafe { flow_memory(index, bytes.as_mut_ptr()) }).ok()?;
-    let [now, allocated, _, reserved] = bytes.map(|number| number as u64);
+    let [now, allocated, taken, reserved] = bytes.map(|number| number as u64);
     Some(MemoryPeak {
         now,
+        taken,
         allocated,
         reserved,
     })

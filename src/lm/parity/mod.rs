@@ -12,6 +12,7 @@ mod d_training;
 mod f_generate;
 mod g2_labels;
 mod g_text;
+mod gpu;
 mod h_smollm2;
 
 use std::path::PathBuf;

@@ -33,7 +33,7 @@ __device__ __forceinline__ const Part &part_of(const Parts &parts, int tile) {
 
 // grid: (tiles, ranges, groups of LEFT left columns); partial [ranges, tiles, groups · LEFT, COLUMNS]. `in`: the width
 // that the dropout mask counts with.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 4)
     lora_grad(const bf16 *left, int left_stride, const bf16 *x, int x_stride, float *partial, int rows, int rows_per_range,
               int in, u64 seed, unsigned threshold, const __grid_constant__ Parts parts) {
     __shared__ __align__(16) bf16 xs[2][STEP][COLUMNS + 8];

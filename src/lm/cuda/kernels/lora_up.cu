@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // Backward of silu(gate) · up with the update of the layer above it. base [rows, width] is the gradient through the
 // frozen weight; gate_up and d_gate_up [rows, 2 · width]; gated [rows, width] is made again.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     swiglu_backward(const bf16 *base, int base_stride, const bf16 *dlow, int dlow_stride, const bf16 *at,
                     const bf16 *gate_up, bf16 *d_gate_up, bf16 *gated, int gated_stride, int width, int rows, float scale,
                     u64 seed, unsigned threshold) {

@@ -1,5 +1,5 @@
 use crate::lm::cuda::compiler::{Defines, Source, compile};
-use crate::lm::cuda::{norm, rope, swiglu};
+use crate::lm::cuda::{adamw, cross_entropy, dequantise, dropout, lora, norm, rope, swiglu};
 
 /// Ampere and Hopper, the oldest and newest instructions that the sources name.
 const CAPABILITIES: [(i32, i32); 2] = [(8, 0), (9, 0)];
@@ -42,8 +42,26 @@ fn rope_compiles_without_a_gpu() {
 }
 
 #[test]
-fn swiglu_compiles_without_a_gpu() {
+fn lora_compiles_without_a_gpu() {
+    for tiles in [2, 4, 6] {
+        check(lora::DOWN, &[("TILES", tiles)], &["lora_down"]);
+    }
+    for steps in [0, 1, 3, 12] {
+        check(lora::UP, &[("STEPS", steps)], &["lora_up", "swiglu_backward"]);
+    }
+    for tiles in 1..=4 {
+        check(lora::GRAD, &[("TILES", tiles)], &["lora_grad", "lora_grad_sum"]);
+    }
+    check(lora::INSTALL, &[], &["lora_install_a", "lora_install_b"]);
+}
+
+#[test]
+fn what_has_no_sizes_compiles_without_a_gpu() {
     check(swiglu::SOURCE, &[], &["swiglu"]);
+    check(cross_entropy::SOURCE, &[], &["cross_entropy"]);
+    check(adamw::SOURCE, &[], &["adamw", "adamw_8bit"]);
+    check(dequantise::SOURCE, &[], &["nf4", "int8"]);
+    check(dropout::SOURCE, &[], &["dropout_mask"]);
 }
 
 #[test]

@@ -1,6 +1,12 @@
 //! Every kernel compiles without a GPU, and with one agrees with the plain tensor expression in higher precision.
 
+mod adamw;
+mod attention;
 mod compiles;
+mod cross_entropy;
+mod dequantise;
+mod dropout;
+mod lora;
 mod norm;
 mod rope;
 mod swiglu;

@@ -1,0 +1,137 @@
+//! The engine of a GPU against the generic path in f32 on the same device.
+
+use tch::{Cuda, Device, Kind, Tensor};
+
+use super::d_training::dataset;
+use super::{FAMILIES, fixture};
+use crate::lm::backward::{TrainBatch, accumulate_gradient, evaluate};
+use crate::lm::cuda::{Fit, TrainEngine, unsuitable};
+use crate::lm::{
+    Adapter, Decoder, Example, LoraConfig, ModelConfig, Placement, Quantization, Weights, seeds,
+};
+
+fn gpu() -> Option<Device> {
+    crate::lm::device::prepare();
+    if Cuda::is_available() {
+        return Some(Device::Cuda(0));
+    }
+    #[expect(clippy::print_stderr, reason = "says that the test did not test")]
+    {
+        eprintln!("skipped: no GPU is visible");
+    }
+    None
+}
+
+fn decoder(family: &str, kind: Kind, device: Device, quantization: Quantization) -> Decoder {
+    let folder = fixture(&format!("tiny_{family}"));
+    let config = ModelConfig::from_hf(&folder.join("config.json")).unwrap();
+    let weights = Weights::open(&folder).unwrap();
+    let mut decoder = Decoder::load(&config, &weights, Placement { device, kind }).unwrap();
+    decoder.quantize(quantization, true).unwrap();
+    decoder
+}
+
+/// An adapter that already does something.
+fn adapter(decoder: &Decoder, config: &LoraConfig) -> Adapter {
+    let adapter = Adapter::new(decoder, config, 0, 1).unwrap();
+    let mut values = adapter.parameters().values();
+    let noise = seeds::uniform(2, "noise", values.numel(), 0.05);
+    values += Tensor::from_slice(&noise).to_device(values.device());
+    adapter
+}
+
+fn generic(decoder: &mut Decoder, adapter: &Adapter, examples: &[&Example]) -> (f64, Vec<Tensor>) {
+    let _ = adapter.parameters().gradients().zero_();
+    adapter.install(decoder, true).unwrap();
+    let batch = TrainBatch::pack(examples, decoder);
+    let loss = accumulate_gradient(decoder, adapter, &batch, 5, 1).unwrap();
+    (loss, gradients(adapter))
+}
+
+fn gradients(adapter: &Adapter) -> Vec<Tensor> {
+    let slots = 0..adapter.parameters().slots().len();
+    slots
+        .map(|slot| adapter.parameters().gradient(slot).to_kind(Kind::Double).copy())
+        .collect()
+}
+
+/// The largest relative error of a tensor.
+fn error(found: &[Tensor], expected: &[Tensor]) -> f64 {
+    let errors = found.iter().zip(expected).map(|(found, expected)| {
+        ((found - expected).norm() / expected.norm()).double_value(&[])
+    });
+    errors.fold(0.0, f64::max)
+}
+
+#[test]
+fn the_engine_gives_the_generic_gradient_where_there_is_a_gpu() {
+    let Some(device) = gpu() else { return };
+    let rows = dataset();
+    let examples: Vec<&Example> = rows.iter().take(5).collect();
+    for family in FAMILIES {
+        for (r, dropout, quantization, targets) in [
+            (8, 0.0, Quantization::None, None),
+            (16, 0.1, Quantization::Nf4, None),
+            (8, 0.1, Quantization::Int8, Some(["q_proj", "v_proj", "down_proj"])),
+        ] {
+            let mut config = LoraConfig {
+                r,
+                dropout,
+                ..LoraConfig::default()
+            };
+            if let Some(targets) = targets {
+                config.targets = targets.map(str::to_owned).to_vec();
+            }
+            let mut exact = decoder(family, Kind::Float, device, quantization);
+            let reference = adapter(&exact, &config);
+            let (loss, expected) = generic(&mut exact, &reference, &examples);
+
+            let mut rounded = decoder(family, Kind::BFloat16, device, quantization);
+            let plain = adapter(&rounded, &config);
+            let plain_error = error(&generic(&mut rounded, &plain, &examples).1, &expected);
+
+            let mut rounded = decoder(family, Kind::BFloat16, device, quantization);
+            let fused = adapter(&rounded, &config);
+            assert_eq!(unsuitable(&rounded, &fused), None);
+            let layers = rounded.layers().len();
+            // Decoded once, and at each use.
+            for budget in [u64::MAX, 0] {
+                let mut found = Vec::new();
+                for kept in [layers, 0] {
+                    let engine = TrainEngine::new(&mut rounded, &fused, true, budget).unwrap();
+                    let fit = Fit {
+                        max_tokens: u64::MAX,
+                        kept,
+                        head_bytes: 0,
+                    };
+                    let _ = fused.parameters().gradients().zero_();
+                    let batch = TrainBatch::pack(&examples, &rounded);
+                    let sum = tch::no_grad(|| {
+                        let batch = batch.for_engine(&rounded);
+                        engine.accumulate(&rounded, &fused, &batch, 5, &fit).unwrap()
+                    });
+                    let sum = sum.double_value(&[]);
+                    assert!((sum / loss - 1.0).abs() < 5e-3, "{family}: {sum} {loss}");
+                    found.push(gradients(&fused));
+
+                    let evaluated = tch::no_grad(|| {
+                        let batch = batch.for_engine(&rounded);
+                        engine.evaluate(&rounded, &fused, &batch, 0).unwrap()
+                    });
+                    reference.install(&mut exact, false).unwrap();
+                    let exactly = evaluate(&exact, &TrainBatch::pack(&examples, &exact)).unwrap();
+                    let evaluated = evaluated.double_value(&[]);
+                    assert!((evaluated / exactly - 1.0).abs() < 5e-3);
+                }
+                let fused_error = error(&found[0], &expected);
+                assert!(
+                    fused_error < (1.5 * plain_error).max(2e-2),
+                    "{family}, r {r}: {fused_error}, the generic path in bf16 {plain_error}"
+                );
+                for (kept, recomputed) in found[0].iter().zip(&found[1]) {
+                    assert_eq!(kept, recomputed);
+                }
+            }
+        }
+    }
+}
