@@ -114,7 +114,9 @@ pub enum LmError {
 
     /// A kernel of our own that cannot be compiled or launched here.
     #[error("GPU kernel `{name}`: {reason}")]
-    #[diagnostic(help("the driver and the GPU must suit libtorch's CUDA version; `cpu` works without them"))]
+    #[diagnostic(help(
+        "the driver and the GPU must suit libtorch's CUDA version; `cpu` works without them"
+    ))]
     Kernel { name: String, reason: String },
 
     /// An error raised inside libtorch, out of memory included (see [`LmError::is_out_of_memory`]).

@@ -3,9 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::backward::TrainBatch;
-use super::cuda::{
-    AdamWKernels, Fit, StepGradient, TrainEngine, memory_peak, unsuitable,
-};
+use super::cuda::{AdamWKernels, Fit, StepGradient, TrainEngine, memory_peak, unsuitable};
 use super::{
     AdamW, Adapter, Decoder, FlatParameters, LmError, Recompute, TrainConfig, TrainHooks, memory,
 };
@@ -57,9 +55,7 @@ impl GpuTraining {
         };
         let budget = budget(device, config.memory_limit);
         Ok(Some(Self {
-            fit: engine
-                .footprint()
-                .fit(1, 1, budget, config.recompute),
+            fit: engine.footprint().fit(1, 1, budget, config.recompute),
             engine,
             optimizer,
             recompute: config.recompute,

@@ -222,7 +222,11 @@ impl Linear {
     }
 
     /// Decodes a packed weight into the front of each row of `wide` [out, ≥ in].
-    pub(super) fn decode_into(&self, dequantise: &Dequantise, wide: &Tensor) -> Result<(), LmError> {
+    pub(super) fn decode_into(
+        &self,
+        dequantise: &Dequantise,
+        wide: &Tensor,
+    ) -> Result<(), LmError> {
         let Weight::Packed(weights) = &self.weight else {
             return Ok(());
         };

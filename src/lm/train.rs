@@ -11,8 +11,8 @@ use tch::Tensor;
 
 use super::backward::{TrainBatch, accumulate_gradient, evaluate};
 use super::checkpoint::Checkpoint;
-use super::gpu_training::GpuTraining;
 use super::curve::{Best, CurveRow, best};
+use super::gpu_training::GpuTraining;
 use super::guard::guard;
 use super::loss::IGNORED;
 use super::train_plan::{StepPlan, TrainPlan, split};
@@ -471,7 +471,10 @@ impl<'a> Run<'a> {
             let rows: Vec<&Example> = examples(self.plan.step(step), self.train).collect();
             return Err(self.non_finite("norm of the gradient", grad_norm, &rows));
         }
-        Ok((sums.iter().sum(), losses.iter().map(|loss| loss.tokens).sum()))
+        Ok((
+            sums.iter().sum(),
+            losses.iter().map(|loss| loss.tokens).sum(),
+        ))
     }
 
     /// Leaves the gradient of the summed token losses in the adapter; returns the sums of its parts.

@@ -99,11 +99,19 @@ pub fn bench_train(
         }
     }
     let tokens: usize = examples.iter().map(|example| example.ids.len()).sum();
-    let squares: usize = examples.iter().map(|example| example.ids.len().pow(2)).sum();
+    let squares: usize = examples
+        .iter()
+        .map(|example| example.ids.len().pow(2))
+        .sum();
     let measured = hooks.reports.iter().skip(WARM_UP).take(bench.steps);
     Ok(TrainMeasurement {
         steps: measured
-            .map(|report| (report.processed, report.processed as f64 / report.tokens_per_second))
+            .map(|report| {
+                (
+                    report.processed,
+                    report.processed as f64 / report.tokens_per_second,
+                )
+            })
             .collect(),
         losses: hooks.reports.iter().map(|report| report.loss).collect(),
         memory: memory_peak(device),

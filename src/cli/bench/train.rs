@@ -93,7 +93,10 @@ impl FromStr for Lengths {
         };
         match 2 <= shortest && shortest <= longest {
             true => Ok(Self(shortest, longest)),
-            false => Err("sequences have at least 2 tokens, the shortest no more than the longest".to_owned()),
+            false => Err(
+                "sequences have at least 2 tokens, the shortest no more than the longest"
+                    .to_owned(),
+            ),
         }
     }
 }
@@ -135,7 +138,9 @@ mod measured {
         for line in &measured.log {
             output.tell(line);
         }
-        let peak = arguments.peak.or_else(|| name.as_deref().and_then(known_peak));
+        let peak = arguments
+            .peak
+            .or_else(|| name.as_deref().and_then(known_peak));
         let report = report(arguments, &measured, name.as_deref(), peak);
         if arguments.json {
             output.print_json(&report)?;
@@ -199,7 +204,11 @@ mod measured {
 
     fn rates(measured: &TrainMeasurement) -> [f64; 3] {
         let steps = measured.steps.iter();
-        spread(steps.map(|(tokens, seconds)| *tokens as f64 / seconds).collect())
+        spread(
+            steps
+                .map(|(tokens, seconds)| *tokens as f64 / seconds)
+                .collect(),
+        )
     }
 
     fn times(measured: &TrainMeasurement) -> [f64; 3] {
@@ -256,11 +265,19 @@ mod measured {
             ["device".to_owned(), name.unwrap_or("CPU").to_owned()],
             [
                 "tokens/s".to_owned(),
-                format!("{rate:.0} ({slowest:.0} to {fastest:.0} over {} steps)", measured.steps.len()),
+                format!(
+                    "{rate:.0} ({slowest:.0} to {fastest:.0} over {} steps)",
+                    measured.steps.len()
+                ),
             ],
             [
                 "step".to_owned(),
-                format!("{} ({} to {})", seconds(median), seconds(shortest), seconds(longest)),
+                format!(
+                    "{} ({} to {})",
+                    seconds(median),
+                    seconds(shortest),
+                    seconds(longest)
+                ),
             ],
         ];
         if let Some(memory) = measured.memory {
@@ -295,13 +312,24 @@ mod measured {
         if let Some(parts) = &measured.parts {
             let whole = parts.parts.values().sum::<f64>() + parts.idle;
             let row = |name: &str, time: f64| {
-                vec![name.to_owned(), seconds(time), format!("{:.1} %", 100.0 * time / whole)]
+                vec![
+                    name.to_owned(),
+                    seconds(time),
+                    format!("{:.1} %", 100.0 * time / whole),
+                ]
             };
-            let mut rows: Vec<Vec<String>> =
-                parts.parts.iter().map(|(part, time)| row(part.name(), *time)).collect();
+            let mut rows: Vec<Vec<String>> = parts
+                .parts
+                .iter()
+                .map(|(part, time)| row(part.name(), *time))
+                .collect();
             rows.push(row("waiting for the host", parts.idle));
             text.push('\n');
-            text.push_str(&table(&["part of a profiled step", "time", "share"], &rows, None));
+            text.push_str(&table(
+                &["part of a profiled step", "time", "share"],
+                &rows,
+                None,
+            ));
         }
         text
     }

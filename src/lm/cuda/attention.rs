@@ -44,7 +44,13 @@ impl Sequences {
     ///
     /// # Errors
     /// What libtorch refuses, out of memory included.
-    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, gradient: bool) -> Result<Attended, LmError> {
+    pub fn forward(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        gradient: bool,
+    ) -> Result<Attended, LmError> {
         let equal = self.cudnn_can(q);
         let attention = if equal {
             let [q, k, v] = [q, k, v].map(|x| self.batched(x));
@@ -75,8 +81,22 @@ impl Sequences {
             let none = Tensor::new();
             let [gradient, q, k, v] = [gradient, q, k, v].map(|x| self.batched(x));
             let (dq, dk, dv) = Tensor::f_internal_cudnn_attention_backward(
-                &gradient, &q, &k, &v, output, logsumexp, &random[0], &random[1], &none, &none, &none, self.longest,
-                self.longest, 0.0, true, None,
+                &gradient,
+                &q,
+                &k,
+                &v,
+                output,
+                logsumexp,
+                &random[0],
+                &random[1],
+                &none,
+                &none,
+                &none,
+                self.longest,
+                self.longest,
+                0.0,
+                true,
+                None,
             )?;
             return Ok([dq, dk, dv].map(|x| self.flat(&x)));
         }

@@ -102,12 +102,12 @@ fn load_library() {
 
 /// The folder of the libtorch that this process runs with.
 fn libtorch_folder() -> Option<PathBuf> {
-    #[expect(unsafe_code, reason = "asks the loader where a symbol of libtorch lies")]
+    #[expect(
+        unsafe_code,
+        reason = "asks the loader where a symbol of libtorch lies"
+    )]
     let name = unsafe {
-        let symbol = libc::dlsym(
-            libc::RTLD_DEFAULT,
-            c"aoti_torch_new_tensor_handle".as_ptr(),
-        );
+        let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"aoti_torch_new_tensor_handle".as_ptr());
         let mut info: libc::Dl_info = std::mem::zeroed();
         if symbol.is_null() || libc::dladdr(symbol, &mut info) == 0 || info.dli_fname.is_null() {
             return None;

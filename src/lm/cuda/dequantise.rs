@@ -27,7 +27,13 @@ impl Dequantise {
 
     /// Whether [`Dequantise::nf4`] can decode this weight: a thread's 8 elements share a row and a scale.
     pub fn fits(weight: &Nf4) -> bool {
-        weight.shape()[1] % 8 == 0 && weight.operands().block % 8 == 0
+        let operands = weight.operands();
+        let [out, inner] = weight.shape();
+        let nested = operands.nested.map_or(1, |nested| nested.block);
+        let powers = [operands.block, nested]
+            .iter()
+            .all(|block| block.count_ones() == 1);
+        powers && operands.block >= 8 && inner % 8 == 0 && out * inner < 1 << 32
     }
 
     /// The bits of [`Nf4::decode`] into the front of each row of `out` [out, ≥ in].
@@ -40,7 +46,7 @@ impl Dequantise {
         assert_eq!(out.size()[0], rows);
         let nested = operands.nested.as_ref();
         self.nf4.launch(
-            [(rows * inner / 8 + 255) / 256, 1, 1],
+            [(rows * inner / 8 + 1023) / 1024, 1, 1],
             256,
             &[
                 operands.packed.into(),
@@ -52,8 +58,10 @@ impl Dequantise {
                 bf16_rows(out).into(),
                 inner.into(),
                 (rows * inner).into(),
-                operands.block.into(),
-                nested.map_or(1, |nested| nested.block).into(),
+                operands.block.trailing_zeros().into(),
+                nested
+                    .map_or(0, |nested| nested.block.trailing_zeros())
+                    .into(),
                 nested.map_or(0.0, |nested| nested.offset as f32).into(),
             ],
         )

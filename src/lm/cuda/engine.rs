@@ -84,11 +84,17 @@ pub fn unsuitable(decoder: &Decoder, adapter: &Adapter) -> Option<String> {
         return Some("the vocabulary is not a multiple of 8".to_owned());
     }
     for (index, layer) in decoder.layers().iter().enumerate() {
-        for (linear, shape) in layer.linears().into_iter().zip(shapes(decoder, adapter, index)) {
+        for (linear, shape) in layer
+            .linears()
+            .into_iter()
+            .zip(shapes(decoder, adapter, index))
+        {
             let (inner, out) = (shape.in_features, shape.out_features);
             if !fits(&shape) || out % 8 != 0 || !linear.decodes_in_a_kernel() {
                 let r = shape.r;
-                return Some(format!("a layer of {inner} × {out} with rank {r} does not fit its tiles"));
+                return Some(format!(
+                    "a layer of {inner} × {out} with rank {r} does not fit its tiles"
+                ));
             }
         }
     }
@@ -136,7 +142,11 @@ impl TrainEngine {
             .collect();
         let workspace = Workspace::new(all_shapes.iter().flatten(), device)?;
         let elements = |shape: &LoraShape| shape.out_features * (shape.in_features + shape.low());
-        let wide_bytes: i64 = all_shapes.iter().flatten().map(|shape| 2 * elements(shape)).sum();
+        let wide_bytes: i64 = all_shapes
+            .iter()
+            .flatten()
+            .map(|shape| 2 * elements(shape))
+            .sum();
         // An eighth of the memory for weights leaves enough for what scales with the tokens.
         let cached = wide_bytes as u64 <= budget / 8;
         let dequantise = Dequantise::new(device)?;
@@ -224,14 +234,22 @@ impl TrainEngine {
     }
 
     /// [W | B] of a linear layer. Where weights stay packed it is valid until the next call.
-    pub(super) fn weight(&self, pass: &Pass, layer: usize, place: usize) -> Result<Tensor, LmError> {
+    pub(super) fn weight(
+        &self,
+        pass: &Pass,
+        layer: usize,
+        place: usize,
+    ) -> Result<Tensor, LmError> {
         let linear = &self.layers[layer][place];
         if let Some(wide) = &linear.wide {
             return Ok(wide.shallow_clone());
         }
         let shape = linear.lora.shape();
         let columns = shape.in_features + shape.low();
-        let room = self.decoded.as_ref().expect("made where weights stay packed");
+        let room = self
+            .decoded
+            .as_ref()
+            .expect("made where weights stay packed");
         let wide = room
             .f_narrow(0, 0, shape.out_features * columns)?
             .f_view([shape.out_features, columns])?;
@@ -299,8 +317,9 @@ impl TrainEngine {
                 false => Segment::Input(saved.x),
             });
         }
-        let (loss, gradient) =
-            self.timed(Part::Head, || self.head(&pass, batch, &x, y.as_ref(), fit.head_bytes))?;
+        let (loss, gradient) = self.timed(Part::Head, || {
+            self.head(&pass, batch, &x, y.as_ref(), fit.head_bytes)
+        })?;
         drop((x, y));
         let Some(mut dx) = gradient else {
             return Ok(loss);
@@ -354,13 +373,21 @@ impl TrainEngine {
         let y = y.map(selected).transpose()?;
         let norm = &pass.decoder.norm;
         let normed = Tensor::f_empty([count, hidden], options)?;
-        self.norm
-            .forward(&input, y.as_ref(), &norm.weight, Some(&input), &normed, norm.eps)?;
+        self.norm.forward(
+            &input,
+            y.as_ref(),
+            &norm.weight,
+            Some(&input),
+            &normed,
+            norm.eps,
+        )?;
         drop(y);
         let head = pass.decoder.head_weight();
         let vocab = head.size()[0];
         let losses = Tensor::f_empty([count], (Kind::Float, x.device()))?;
-        let chunk = (head_bytes as i64 / (2 * vocab)).clamp(64, 8192).min(count.max(1));
+        let chunk = (head_bytes as i64 / (2 * vocab))
+            .clamp(64, 8192)
+            .min(count.max(1));
         let room = Tensor::f_empty([chunk, vocab], options)?;
         for start in (0..count).step_by(chunk as usize) {
             let length = chunk.min(count - start);
@@ -369,7 +396,8 @@ impl TrainEngine {
             let _ = rows.f_mm_out(&logits, &head.tr())?;
             let targets = batch.targets.f_narrow(0, start, length)?;
             let loss = losses.f_narrow(0, start, length)?;
-            self.cross_entropy.run(&logits, &targets, &loss, pass.gradient)?;
+            self.cross_entropy
+                .run(&logits, &targets, &loss, pass.gradient)?;
             if pass.gradient {
                 // The rows have served: their gradient takes their place.
                 let _ = logits.f_mm_out(&rows, &head)?;

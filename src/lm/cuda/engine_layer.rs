@@ -145,7 +145,9 @@ impl TrainEngine {
             self.norm
                 .backward(&x2, &norm.weight, &base, residual, &dx, normed, norm.eps)
         })?;
-        self.accumulate_linear(pass, index, GATE_UP, &normed, &low, &gate_up, &base, gradients)?;
+        self.accumulate_linear(
+            pass, index, GATE_UP, &normed, &low, &gate_up, &base, gradients,
+        )?;
         drop((base, normed, gate_up, x2));
 
         let base = self.back(pass, index, O, &dx)?;

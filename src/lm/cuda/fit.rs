@@ -36,13 +36,20 @@ impl TrainEngine {
         let [qkv, o, gate_up, down] = &self.layers[0];
         let shape = |place: &super::engine::EngineLinear| {
             let shape = place.lora.shape();
-            (shape.in_features as u64, shape.out_features as u64, shape.low() as u64)
+            (
+                shape.in_features as u64,
+                shape.out_features as u64,
+                shape.low() as u64,
+            )
         };
         let (hidden, qkv_out, _) = shape(qkv);
         let (attended, ..) = shape(o);
         let (_, both, _) = shape(gate_up);
         let (width, ..) = shape(down);
-        let low: u64 = [qkv, o, gate_up, down].map(|place| shape(place).2).iter().sum();
+        let low: u64 = [qkv, o, gate_up, down]
+            .map(|place| shape(place).2)
+            .iter()
+            .sum();
         let kept = 2 * (2 * hidden + qkv_out + attended + both + low) + 4 * self.heads.query as u64;
         // The gradient through the MLP, or that through attention with its own copies of queries, keys and values.
         let back = (2 * width + hidden).max(3 * qkv_out + 2 * attended);

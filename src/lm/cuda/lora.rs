@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::compiler::{Source, source};
-use super::module::{Argument, Kernel, Module, bf16_rows};
+use super::module::{Argument, Kernel, Module, bf16_rows, multiprocessors};
 use crate::lm::LmError;
 
 pub(super) const DOWN: Source = source!("lora_down.cu");
@@ -17,8 +17,10 @@ const PARTS: usize = 4;
 const GRAD_COLUMNS: i64 = 128;
 /// Tokens that a block of `lora_grad` takes at a time.
 const GRAD_STEP: i64 = 32;
-/// Blocks that keep a large GPU busy with `lora_grad`.
-const GRAD_BLOCKS: i64 = 1056;
+/// Blocks of `lora_grad` that a multiprocessor runs at once.
+const GRAD_RESIDENT: i64 = 4;
+/// The most rounds of blocks of `lora_grad`.
+const GRAD_ROUNDS: i64 = 4;
 
 /// One part of a fused layer that has an update.
 #[derive(Clone, Copy, Debug)]
@@ -98,12 +100,21 @@ struct GradKernels {
     /// Left columns of a block, and blocks side by side that take all.
     left: i64,
     groups: i64,
+    /// Blocks that the GPU runs at once.
+    resident: i64,
 }
 
 /// Whether the kernels can compute an update of this shape.
 pub fn fits(shape: &LoraShape) -> bool {
-    let even = shape.parts.iter().all(|part| part.row % 8 == 0 && part.out % 8 == 0);
-    shape.in_features % 16 == 0 && even && shape.r % 2 == 0 && shape.low() <= 192 && shape.parts.len() <= PARTS
+    let even = shape
+        .parts
+        .iter()
+        .all(|part| part.row % 8 == 0 && part.out % 8 == 0);
+    shape.in_features % 16 == 0
+        && even
+        && shape.r % 2 == 0
+        && shape.low() <= 192
+        && shape.parts.len() <= PARTS
 }
 
 impl Lora {
@@ -123,7 +134,10 @@ impl Lora {
             down_tiles,
             up: up.kernel("lora_up")?,
             swiglu_backward: up.kernel("swiglu_backward")?,
-            grad: [GradKernels::new(low, device)?, GradKernels::new(shape.r, device)?],
+            grad: [
+                GradKernels::new(low, device)?,
+                GradKernels::new(shape.r, device)?,
+            ],
             install: [
                 install.kernel("lora_install_a")?,
                 install.kernel("lora_install_b")?,
@@ -220,19 +234,8 @@ impl Lora {
             return Ok(());
         }
         let rows = x.size()[0];
-        // Few rows leave a GPU idle unless more warps share each of them.
-        let split = match rows {
-            0..=8192 => 8,
-            8193..=16_384 => 4,
-            _ => 2,
-        };
-        let rows_per_block = 32 * (8 / split);
         self.down.launch(
-            [
-                (rows + rows_per_block - 1) / rows_per_block,
-                self.shape.low() / 8 / self.down_tiles,
-                1,
-            ],
+            [(rows + 31) / 32, self.shape.low() / 8 / self.down_tiles, 1],
             256,
             &[
                 x.into(),
@@ -244,7 +247,6 @@ impl Lora {
                 saved.map_or(0, bf16_rows).into(),
                 self.shape.in_features.into(),
                 rows.into(),
-                split.into(),
                 mask.kept().into(),
                 mask.seed.into(),
                 mask.doubled().into(),
@@ -324,12 +326,7 @@ impl Lora {
     }
 
     fn up_grid(&self, rows: i64) -> [i64; 3] {
-        let rows_per_block = if self.shape.low() <= 64 { 256 } else { 128 };
-        [
-            (rows + rows_per_block - 1) / rows_per_block,
-            (self.shape.in_features + 255) / 256,
-            1,
-        ]
+        [(self.shape.in_features + 255) / 256, (rows + 63) / 64, 1]
     }
 
     /// Adds the gradients of A and B to the flat f32 `gradients`. `x`: [T, in], the layer's input; `low`: [T, low] of
@@ -369,17 +366,28 @@ impl Lora {
             column_stride: 1,
         };
         // The mask's growth belongs to x.
-        self.grad[0].run(dlow, x, &[all], f64::from(mask.kept()), mask, gradients, workspace)?;
-        let each: Vec<GradPart> = (0..).zip(parts).map(|(index, part)| GradPart {
-            column: part.row,
-            width: part.out,
-            left: index * r,
-            rank: r,
-            places: vec![part.b],
-            ranks: r,
-            rank_stride: 1,
-            column_stride: r,
-        }).collect();
+        self.grad[0].run(
+            dlow,
+            x,
+            &[all],
+            f64::from(mask.kept()),
+            mask,
+            gradients,
+            workspace,
+        )?;
+        let each: Vec<GradPart> = (0..)
+            .zip(parts)
+            .map(|(index, part)| GradPart {
+                column: part.row,
+                width: part.out,
+                left: index * r,
+                rank: r,
+                places: vec![part.b],
+                ranks: r,
+                rank_stride: 1,
+                column_stride: r,
+            })
+            .collect();
         // The layer's B is scaled, so the chain rule scales its gradient.
         self.grad[1].run(low, dy, &each, scale, Mask::default(), gradients, workspace)
     }
@@ -395,13 +403,17 @@ impl Workspace {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new<'a>(shapes: impl Iterator<Item = &'a LoraShape>, device: Device) -> Result<Self, LmError> {
+    pub fn new<'a>(
+        shapes: impl Iterator<Item = &'a LoraShape>,
+        device: Device,
+    ) -> Result<Self, LmError> {
+        let blocks = GRAD_ROUNDS * GRAD_RESIDENT * multiprocessors(device)?;
         let most = shapes
             .map(|shape| {
                 let tiles = |width: i64| (width + GRAD_COLUMNS - 1) / GRAD_COLUMNS;
-                let a = (GRAD_BLOCKS + tiles(shape.in_features)) * (shape.low() + 64);
                 let columns: i64 = shape.parts.iter().map(|part| tiles(part.out)).sum();
-                a.max((GRAD_BLOCKS + columns) * (shape.r + 64))
+                let a = (blocks + tiles(shape.in_features)) * (shape.low() + 64);
+                a.max((blocks + columns) * (shape.r + 64))
             })
             .max();
         let elements = most.unwrap_or(0) * GRAD_COLUMNS;
@@ -432,7 +444,19 @@ impl GradKernels {
             sum: module.kernel("lora_grad_sum")?,
             left: 16 * tiles,
             groups: (columns + 16 * tiles - 1) / (16 * tiles),
+            resident: GRAD_RESIDENT * multiprocessors(device)?,
         })
+    }
+
+    /// Into how many ranges of tokens `blocks` are cut each: the fewest that leave little of the last round idle.
+    fn ranges(&self, blocks: i64) -> i64 {
+        let most = (GRAD_ROUNDS * self.resident / blocks).max(1);
+        let busy = |ranges: i64| {
+            let rounds = (ranges * blocks + self.resident - 1) / self.resident;
+            (ranges * blocks) as f64 / (rounds * self.resident) as f64
+        };
+        let good = (1..=most).find(|&ranges| busy(ranges) > 0.93);
+        good.unwrap_or_else(|| (self.resident / blocks).max(1))
     }
 
     #[expect(
@@ -465,7 +489,7 @@ impl GradKernels {
         fields.extend([parts.len() as i64, tiles]);
         let fields: Vec<u64> = fields.into_iter().map(|field| field as u64).collect();
         let most = (rows + GRAD_STEP - 1) / GRAD_STEP;
-        let ranges = (GRAD_BLOCKS / (tiles * self.groups)).clamp(1, most);
+        let ranges = self.ranges(tiles * self.groups).min(most);
         let steps = (most + ranges - 1) / ranges;
         let left_columns = self.left * self.groups;
         assert!(ranges * tiles * left_columns * GRAD_COLUMNS <= workspace.partial.size()[0]);
@@ -482,7 +506,8 @@ impl GradKernels {
             mask.doubled().into(),
             fields.as_slice().into(),
         ];
-        self.grad.launch([tiles, ranges, self.groups], 128, &arguments)?;
+        self.grad
+            .launch([tiles, ranges, self.groups], 128, &arguments)?;
         self.sum.launch(
             [tiles, left_columns, 1],
             128,

@@ -33,13 +33,25 @@ struct GpuContext {
     context: sys::CUcontext,
 }
 
-#[expect(unsafe_code, reason = "handles of the driver may be used by any thread")]
+#[expect(
+    unsafe_code,
+    reason = "handles of the driver may be used by any thread"
+)]
 unsafe impl Send for Module {}
-#[expect(unsafe_code, reason = "handles of the driver may be used by any thread")]
+#[expect(
+    unsafe_code,
+    reason = "handles of the driver may be used by any thread"
+)]
 unsafe impl Sync for Module {}
-#[expect(unsafe_code, reason = "handles of the driver may be used by any thread")]
+#[expect(
+    unsafe_code,
+    reason = "handles of the driver may be used by any thread"
+)]
 unsafe impl Send for Kernel {}
-#[expect(unsafe_code, reason = "handles of the driver may be used by any thread")]
+#[expect(
+    unsafe_code,
+    reason = "handles of the driver may be used by any thread"
+)]
 unsafe impl Sync for Kernel {}
 
 type Key = (&'static str, usize, String);
@@ -118,6 +130,25 @@ pub fn gpu_name(device: Device) -> Option<String> {
     result::init().ok()?;
     let device = result::device::get(i32::try_from(index).ok()?).ok()?;
     result::device::get_name(device).ok()
+}
+
+/// How many multiprocessors a GPU has.
+///
+/// # Errors
+/// [`LmError::Kernel`] where the driver does not say.
+pub fn multiprocessors(device: Device) -> Result<i64, LmError> {
+    use sys::CUdevice_attribute_enum as Attribute;
+    let failed = |error| LmError::kernel("driver", error);
+    let Device::Cuda(index) = device else {
+        return Err(LmError::kernel("driver", "the device is no GPU"));
+    };
+    result::init().map_err(failed)?;
+    let device = result::device::get(i32::try_from(index).unwrap_or(i32::MAX)).map_err(failed)?;
+    #[expect(unsafe_code, reason = "the device comes from the driver")]
+    let count = unsafe {
+        result::device::get_attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+    };
+    Ok(i64::from(count.map_err(failed)?))
 }
 
 fn capability(device: sys::CUdevice) -> Result<(i32, i32), result::DriverError> {

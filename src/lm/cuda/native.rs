@@ -178,7 +178,8 @@ fn check(text: *mut c_char) -> Result<(), LmError> {
 
 fn take(results: [*mut C_tensor; 4]) -> Attention {
     #[expect(unsafe_code, reason = "native.cpp allocated them for us")]
-    let [output, logsumexp, first, second] = results.map(|result| unsafe { Tensor::from_ptr(result) });
+    let [output, logsumexp, first, second] =
+        results.map(|result| unsafe { Tensor::from_ptr(result) });
     Attention {
         output,
         logsumexp,

@@ -93,7 +93,10 @@ impl Profile {
 /// A new event at the end of what was launched so far.
 fn mark() -> Option<sys::CUevent> {
     let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).ok()?;
-    #[expect(unsafe_code, reason = "the event is new and the stream the default one")]
+    #[expect(
+        unsafe_code,
+        reason = "the event is new and the stream the default one"
+    )]
     unsafe { result::event::record(event, ptr::null_mut()) }.ok()?;
     Some(event)
 }

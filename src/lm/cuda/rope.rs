@@ -40,9 +40,9 @@ impl HeadRotation {
     /// `normed`: heads are normed before they are rotated.
     ///
     /// # Errors
-    /// [`LmError::Kernel`]; heads must have 32, 64, 128 or 256 elements.
+    /// [`LmError::Kernel`]; heads must have 16, 32, 64, 128 or 256 elements.
     pub fn new(heads: Heads, normed: bool, device: Device) -> Result<Self, LmError> {
-        if ![32, 64, 128, 256].contains(&heads.dim) {
+        if ![16, 32, 64, 128, 256].contains(&heads.dim) {
             return Err(LmError::kernel(
                 SOURCE.name,
                 format!("heads of {} elements", heads.dim),

@@ -46,6 +46,7 @@ extern "C" __global__ void __launch_bounds__(128, 4)
     // Each thread carries column (threadIdx.x % 16) · 8 of four rows of x, and one column of several rows of left.
     int column = threadIdx.x % 16 * 8;
     bool inside = offset + column < part.width;
+    u64 first_x = part.column + offset + column;
     uint4 x_next[4];
     unsigned left_next[STEP * LEFT / 256];
 
@@ -53,12 +54,8 @@ extern "C" __global__ void __launch_bounds__(128, 4)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int r = row + i * 8 + threadIdx.x / 16;
-            x_next[i] = make_uint4(0, 0, 0, 0);
-            if (inside && r < end) {
-                u64 c = part.column + offset + column;
-                x_next[i] = *(const uint4 *)(x + (u64)r * x_stride + c);
-                if (threshold) x_next[i] = x_next[i] & keep_mask(seed, (u64)r * in + c, threshold);
-            }
+            bool real = inside && r < end;
+            x_next[i] = real ? *(const uint4 *)(x + (u64)r * x_stride + first_x) : make_uint4(0, 0, 0, 0);
         }
 #pragma unroll
         for (int i = 0; i < STEP * LEFT / 256; i++) {
@@ -67,9 +64,15 @@ extern "C" __global__ void __launch_bounds__(128, 4)
             left_next[i] = r < end && c < part.rank ? *(const unsigned *)(left + (u64)r * left_stride + part.left + c) : 0;
         }
     };
-    auto store = [&](int buffer) {
+    // The mask comes on the way into shared memory: the loads are not waited for before the products of the last step.
+    auto store = [&](int row, int buffer) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) *(uint4 *)&xs[buffer][i * 8 + threadIdx.x / 16][column] = x_next[i];
+        for (int i = 0; i < 4; i++) {
+            int r = i * 8 + threadIdx.x / 16;
+            uint4 v = x_next[i];
+            if (threshold) v = v & keep_mask(seed, (u64)(row + r) * in + first_x, threshold);
+            *(uint4 *)&xs[buffer][r][column] = v;
+        }
 #pragma unroll
         for (int i = 0; i < STEP * LEFT / 256; i++) {
             int index = i * 128 + threadIdx.x;
@@ -81,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(128, 4)
     fetch(first_row);
     int buffer = 0;
     for (int row = first_row; row < end; row += STEP, buffer ^= 1) {
-        store(buffer);
+        store(row, buffer);
         __syncthreads();
         if (row + STEP < end) fetch(row + STEP);
 #pragma unroll

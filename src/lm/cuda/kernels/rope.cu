@@ -1,5 +1,5 @@
 // The norm of each query and key head (NORM = 1) and the rotary embedding in the half-split layout, and both backward.
-// HEADS, KV_HEADS, HEAD_DIM (32, 64, 128 or 256). A row of `qkv` is the query, key and value heads side by side.
+// HEADS, KV_HEADS, HEAD_DIM (16, 32, 64, 128 or 256). A row of `qkv` is the query, key and value heads side by side.
 // `cos` and `sin` are [T, HEAD_DIM]; the first half of `sin` is negated. A head belongs to HEAD_DIM / 8 lanes, each of
 // which holds four elements of either half.
 

@@ -14,7 +14,10 @@ fn plain(q: &Tensor, k: &Tensor, v: &Tensor, boundaries: &[i64]) -> Tensor {
         let scores = own(q).matmul(&shared(k).transpose(1, 2)) / scale;
         let later = Tensor::ones([length, length], (Kind::Bool, q.device())).triu(1);
         let weights = scores.masked_fill(&later, f64::NEG_INFINITY);
-        weights.softmax(-1, Kind::Double).matmul(&shared(v)).transpose(0, 1)
+        weights
+            .softmax(-1, Kind::Double)
+            .matmul(&shared(v))
+            .transpose(0, 1)
     });
     Tensor::cat(&sequences.collect::<Vec<_>>(), 0)
 }

@@ -15,7 +15,10 @@ fn check(source: Source, defines: Defines, kernels: &[&str]) {
         }
         if let Some(folder) = std::env::var_os("FLOW_PTX") {
             let sizes: String = defines.iter().map(|(_, size)| format!("-{size}")).collect();
-            let name = format!("{}{sizes}-{}{}.ptx", source.name, capability.0, capability.1);
+            let name = format!(
+                "{}{sizes}-{}{}.ptx",
+                source.name, capability.0, capability.1
+            );
             std::fs::write(std::path::Path::new(&folder).join(name), ptx).unwrap();
         }
     }
@@ -24,7 +27,11 @@ fn check(source: Source, defines: Defines, kernels: &[&str]) {
 #[test]
 fn norm_compiles_without_a_gpu() {
     for hidden in [64, 576, 2560, 8192] {
-        check(norm::SOURCE, &[("HIDDEN", hidden)], &["add_norm", "norm_backward"]);
+        check(
+            norm::SOURCE,
+            &[("HIDDEN", hidden)],
+            &["add_norm", "norm_backward"],
+        );
     }
 }
 
@@ -47,10 +54,18 @@ fn lora_compiles_without_a_gpu() {
         check(lora::DOWN, &[("TILES", tiles)], &["lora_down"]);
     }
     for steps in [0, 1, 3, 12] {
-        check(lora::UP, &[("STEPS", steps)], &["lora_up", "swiglu_backward"]);
+        check(
+            lora::UP,
+            &[("STEPS", steps)],
+            &["lora_up", "swiglu_backward"],
+        );
     }
     for tiles in 1..=4 {
-        check(lora::GRAD, &[("TILES", tiles)], &["lora_grad", "lora_grad_sum"]);
+        check(
+            lora::GRAD,
+            &[("TILES", tiles)],
+            &["lora_grad", "lora_grad_sum"],
+        );
     }
     check(lora::INSTALL, &[], &["lora_install_a", "lora_install_b"]);
 }

@@ -86,11 +86,15 @@ fn lora_install_and_down_are_the_plain_ones_where_there_is_a_gpu() {
         let weight = empty(&[shape.out_features, inner + low], device);
         case.lora.install(&case.parameters, &weight).unwrap();
         assert_near(&weight.narrow(1, inner, used), &case.b, 4e-3);
-        assert_eq!(weight.narrow(1, 0, inner).abs().max().double_value(&[]), 0.0);
+        assert_eq!(
+            weight.narrow(1, 0, inner).abs().max().double_value(&[]),
+            0.0
+        );
         // Each number of rows takes another arrangement of warps.
         for rows in [100, 9000, 17_000] {
             let x = empty(&[rows, inner + low], device);
-            x.narrow(1, 0, inner).copy_(&normal(&[rows, inner], 2, device));
+            x.narrow(1, 0, inner)
+                .copy_(&normal(&[rows, inner], 2, device));
             let saved = empty(&[rows, low], device);
             for probability in MASKS {
                 let mask = Mask::new(probability, 77);

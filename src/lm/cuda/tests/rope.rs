@@ -35,6 +35,7 @@ fn rope_and_its_backward_are_the_plain_ones_where_there_is_a_gpu() {
         (32, 8, 128, true),
         (9, 3, 64, false),
         (4, 2, 32, true),
+        (4, 2, 16, false),
         (2, 1, 256, true),
     ] {
         let heads = Heads {
@@ -65,8 +66,8 @@ fn rope_and_its_backward_are_the_plain_ones_where_there_is_a_gpu() {
             .backward(&qkv, weight.as_ref(), &table, [&dq, &dk, &dv], &dqkv, EPS)
             .unwrap();
         let values = split.narrow(1, heads.rotated(), key_value);
-        let product = (expected * wide(&gradient)).sum(Kind::Double)
-            + (values * wide(&dv)).sum(Kind::Double);
+        let product =
+            (expected * wide(&gradient)).sum(Kind::Double) + (values * wide(&dv)).sum(Kind::Double);
         let expected = Tensor::run_backward(&[product], &[&leaf], false, false);
         assert_near(&dqkv, &expected[0], 1e-2);
     }

@@ -1,32 +1,18 @@
 //! The engine of a GPU against the generic path in f32 on the same device.
 
-use tch::{Cuda, Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::d_training::dataset;
-use super::{FAMILIES, fixture};
+use super::{FAMILIES, assert_same, gpu, tiny_at};
 use crate::lm::backward::{TrainBatch, accumulate_gradient, evaluate};
 use crate::lm::cuda::{Fit, TrainEngine, unsuitable};
 use crate::lm::{
-    Adapter, Decoder, Example, LoraConfig, ModelConfig, Placement, Quantization, Weights, seeds,
+    Adapter, Decoder, Example, LmError, LoraConfig, Placement, Quantization, TrainConfig,
+    TrainHooks, TrainReport, seeds, train_decoder,
 };
 
-fn gpu() -> Option<Device> {
-    crate::lm::device::prepare();
-    if Cuda::is_available() {
-        return Some(Device::Cuda(0));
-    }
-    #[expect(clippy::print_stderr, reason = "says that the test did not test")]
-    {
-        eprintln!("skipped: no GPU is visible");
-    }
-    None
-}
-
 fn decoder(family: &str, kind: Kind, device: Device, quantization: Quantization) -> Decoder {
-    let folder = fixture(&format!("tiny_{family}"));
-    let config = ModelConfig::from_hf(&folder.join("config.json")).unwrap();
-    let weights = Weights::open(&folder).unwrap();
-    let mut decoder = Decoder::load(&config, &weights, Placement { device, kind }).unwrap();
+    let (_, mut decoder) = tiny_at(family, Placement { device, kind });
     decoder.quantize(quantization, true).unwrap();
     decoder
 }
@@ -51,15 +37,22 @@ fn generic(decoder: &mut Decoder, adapter: &Adapter, examples: &[&Example]) -> (
 fn gradients(adapter: &Adapter) -> Vec<Tensor> {
     let slots = 0..adapter.parameters().slots().len();
     slots
-        .map(|slot| adapter.parameters().gradient(slot).to_kind(Kind::Double).copy())
+        .map(|slot| {
+            adapter
+                .parameters()
+                .gradient(slot)
+                .to_kind(Kind::Double)
+                .copy()
+        })
         .collect()
 }
 
 /// The largest relative error of a tensor.
 fn error(found: &[Tensor], expected: &[Tensor]) -> f64 {
-    let errors = found.iter().zip(expected).map(|(found, expected)| {
-        ((found - expected).norm() / expected.norm()).double_value(&[])
-    });
+    let errors = found
+        .iter()
+        .zip(expected)
+        .map(|(found, expected)| ((found - expected).norm() / expected.norm()).double_value(&[]));
     errors.fold(0.0, f64::max)
 }
 
@@ -72,7 +65,12 @@ fn the_engine_gives_the_generic_gradient_where_there_is_a_gpu() {
         for (r, dropout, quantization, targets) in [
             (8, 0.0, Quantization::None, None),
             (16, 0.1, Quantization::Nf4, None),
-            (8, 0.1, Quantization::Int8, Some(["q_proj", "v_proj", "down_proj"])),
+            (
+                8,
+                0.1,
+                Quantization::Int8,
+                Some(["q_proj", "v_proj", "down_proj"]),
+            ),
         ] {
             let mut config = LoraConfig {
                 r,
@@ -108,7 +106,9 @@ fn the_engine_gives_the_generic_gradient_where_there_is_a_gpu() {
                     let batch = TrainBatch::pack(&examples, &rounded);
                     let sum = tch::no_grad(|| {
                         let batch = batch.for_engine(&rounded);
-                        engine.accumulate(&rounded, &fused, &batch, 5, &fit).unwrap()
+                        engine
+                            .accumulate(&rounded, &fused, &batch, 5, &fit)
+                            .unwrap()
                     });
                     let sum = sum.double_value(&[]);
                     assert!((sum / loss - 1.0).abs() < 5e-3, "{family}: {sum} {loss}");
@@ -134,4 +134,104 @@ fn the_engine_gives_the_generic_gradient_where_there_is_a_gpu() {
             }
         }
     }
+}
+
+/// Stops after a number of looks.
+struct Stop(Option<usize>);
+
+impl TrainHooks for Stop {
+    fn cancelled(&mut self) -> bool {
+        self.0.as_mut().is_some_and(|left| match left {
+            0 => true,
+            _ => {
+                *left -= 1;
+                false
+            }
+        })
+    }
+}
+
+/// A run on the GPU with a deterministic engine; `looks`: when it is stopped, again and again.
+fn run(device: Device, config: &TrainConfig, looks: Option<usize>) -> TrainReport {
+    let mut rows = dataset();
+    let validation = rows.split_off(rows.len() - 6);
+    rows.truncate(24);
+    let lora = LoraConfig {
+        r: 8,
+        dropout: 0.1,
+        ..LoraConfig::default()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    for _ in 0..100 {
+        let mut decoder = decoder("qwen3", Kind::BFloat16, device, Quantization::Nf4);
+        let (folder, mut hooks) = (folder.path(), Stop(looks));
+        match train_decoder(
+            &mut decoder,
+            &lora,
+            &rows,
+            &validation,
+            config,
+            folder,
+            &mut hooks,
+        ) {
+            Err(LmError::Cancelled) => {}
+            outcome => return outcome.unwrap(),
+        }
+    }
+    panic!("makes no progress");
+}
+
+#[test]
+fn an_interrupted_run_ends_with_the_same_bits_where_there_is_a_gpu() {
+    let Some(device) = gpu() else { return };
+    let config = TrainConfig {
+        batch_size: 2,
+        gradient_accumulation: 2,
+        learning_rate: 5e-3,
+        eval_every: 3,
+        early_stopping_patience: 0,
+        min_8bit_size: 600,
+        checkpoint_every: 2,
+        deterministic: true,
+        ..TrainConfig::default()
+    };
+    let expected = run(device, &config, None);
+    assert_eq!(expected.curve.len(), 12);
+    assert!(expected.curve[11].loss < expected.curve[0].loss);
+    let found = run(device, &config, Some(3));
+    assert!(found.resumed_from.is_some());
+    assert_eq!(found.curve, expected.curve);
+    assert_same(
+        &found.adapter.parameters().values(),
+        &expected.adapter.parameters().values(),
+    );
+}
+
+#[test]
+fn an_infinite_loss_leaves_the_parameters_where_there_is_a_gpu() {
+    let Some(device) = gpu() else { return };
+    let config = TrainConfig {
+        learning_rate: 1e30,
+        warmup_ratio: 0.0,
+        max_grad_norm: 1e30,
+        max_steps: Some(4),
+        ..TrainConfig::default()
+    };
+    let mut decoder = decoder("qwen3", Kind::BFloat16, device, Quantization::None);
+    let folder = tempfile::tempdir().unwrap();
+    let rows = dataset();
+    let error = train_decoder(
+        &mut decoder,
+        &LoraConfig::default(),
+        &rows,
+        &[],
+        &config,
+        folder.path(),
+        &mut Stop(None),
+    );
+    let Err(LmError::NonFinite { step, rows, .. }) = error else {
+        panic!("trains on");
+    };
+    assert_eq!(step, 2);
+    assert!(!rows.is_empty());
 }
