@@ -48,6 +48,7 @@ mod tokenizer;
 mod train;
 mod train_bench;
 mod train_config;
+mod train_identity;
 mod train_plan;
 mod weights;
 

@@ -15,6 +15,7 @@ use super::curve::{Best, CurveRow, best};
 use super::gpu_training::GpuTraining;
 use super::guard::guard;
 use super::loss::IGNORED;
+use super::train_identity::{check_examples, identity};
 use super::train_plan::{StepPlan, TrainPlan, split};
 use super::{
     AdamW, AdamWConfig, Adapter, Decoder, Example, LanguageModel, LearningRate, LmError,
@@ -622,58 +623,4 @@ fn graph_bytes(decoder: &Decoder) -> u64 {
         .sum();
     let norms = 6 * layer.linears()[0].in_features();
     (element * (linears + norms)) as u64
-}
-
-/// Everything the bits of a run follow from, but the base model, as a hash.
-fn identity(
-    lora: &LoraConfig,
-    train: &[Example],
-    validation: &[Example],
-    config: &TrainConfig,
-) -> String {
-    let settings = TrainConfig {
-        recompute: Recompute::Auto,
-        memory_limit: None,
-        checkpoint_every: 1,
-        ..config.clone()
-    };
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(serde_json::json!([lora, settings]).to_string().as_bytes());
-    for examples in [train, validation] {
-        hasher.update(&(examples.len() as u64).to_le_bytes());
-        for example in examples {
-            hasher.update(&(example.ids.len() as u64).to_le_bytes());
-            for number in example.ids.iter().chain(&example.labels) {
-                hasher.update(&number.to_le_bytes());
-            }
-        }
-    }
-    hasher.finalize().to_hex().to_string()
-}
-
-fn check_examples(
-    decoder: &Decoder,
-    train: &[Example],
-    validation: &[Example],
-) -> Result<(), LmError> {
-    if train.is_empty() {
-        return Err(LmError::Training(
-            "there is no example to train on".to_owned(),
-        ));
-    }
-    let vocabulary = decoder.head_weight().size()[0];
-    for example in train.iter().chain(validation) {
-        let fits = example.ids.iter().all(|id| (0..vocabulary).contains(id))
-            && example
-                .labels
-                .iter()
-                .all(|label| *label == IGNORED || (0..vocabulary).contains(label));
-        if !fits || example.trained() == 0 || example.ids.len() != example.labels.len() {
-            return Err(LmError::Training(format!(
-                "example `{}` cannot be trained on",
-                example.id
-            )));
-        }
-    }
-    Ok(())
 }

@@ -77,31 +77,31 @@ impl Sequences {
             logsumexp,
             random,
         } = &attended.attention;
-        if attended.equal {
-            let none = Tensor::new();
-            let [gradient, q, k, v] = [gradient, q, k, v].map(|x| self.batched(x));
-            let (dq, dk, dv) = Tensor::f_internal_cudnn_attention_backward(
-                &gradient,
-                &q,
-                &k,
-                &v,
-                output,
-                logsumexp,
-                &random[0],
-                &random[1],
-                &none,
-                &none,
-                &none,
-                self.longest,
-                self.longest,
-                0.0,
-                true,
-                None,
-            )?;
-            return Ok([dq, dk, dv].map(|x| self.flat(&x)));
-        }
-        let (dq, dk, dv) = deterministic(self.deterministic, || {
-            Tensor::f_internal_flash_attention_backward(
+        deterministic(self.deterministic, || {
+            if attended.equal {
+                let none = Tensor::new();
+                let [gradient, q, k, v] = [gradient, q, k, v].map(|x| self.batched(x));
+                let (dq, dk, dv) = Tensor::f_internal_cudnn_attention_backward(
+                    &gradient,
+                    &q,
+                    &k,
+                    &v,
+                    output,
+                    logsumexp,
+                    &random[0],
+                    &random[1],
+                    &none,
+                    &none,
+                    &none,
+                    self.longest,
+                    self.longest,
+                    0.0,
+                    true,
+                    None,
+                )?;
+                return Ok([dq, dk, dv].map(|x| self.flat(&x)));
+            }
+            let (dq, dk, dv) = Tensor::f_internal_flash_attention_backward(
                 gradient,
                 q,
                 k,
@@ -119,9 +119,9 @@ impl Sequences {
                 None,
                 None,
                 None,
-            )
-        })?;
-        Ok([dq, dk, dv])
+            )?;
+            Ok([dq, dk, dv])
+        })
     }
 
     /// [T, heads · D], the output of attention.
@@ -133,12 +133,10 @@ impl Sequences {
         output.reshape([self.tokens, -1])
     }
 
-    /// cuDNN builds a plan for each batch size and length, which pays where they repeat; its backward pass of heads below
-    /// 64 elements is slower, and its bits may differ between runs.
+    /// cuDNN builds a plan for each batch size and length, which pays where they repeat.
     fn cudnn_can(&self, q: &Tensor) -> bool {
         let dim = q.size()[2];
-        !self.deterministic
-            && self.count * self.longest == self.tokens
+        self.count * self.longest == self.tokens
             && self.longest % 64 == 0
             && (dim == 64 || dim == 128)
     }

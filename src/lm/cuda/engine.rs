@@ -8,7 +8,8 @@
 use tch::{Kind, Tensor};
 
 use super::engine_layer::Saved;
-use super::lora::{Lora, LoraShape, Mask, Workspace, fits};
+use super::lora::{Lora, LoraShape, Mask, fits};
+use super::lora_grad::GradientArena;
 use super::{
     CrossEntropy, Dequantise, Fit, HeadRotation, Heads, Norm, Part, Profile, Sequences, Swiglu,
 };
@@ -22,7 +23,7 @@ pub struct TrainEngine {
     pub(super) rotation: HeadRotation,
     pub(super) heads: Heads,
     pub(super) swiglu: Swiglu,
-    pub(super) workspace: Workspace,
+    pub(super) arena: GradientArena,
     cross_entropy: CrossEntropy,
     dequantise: Dequantise,
     /// Room for one decoded weight, where weights stay packed.
@@ -140,7 +141,8 @@ impl TrainEngine {
         let all_shapes: Vec<Vec<LoraShape>> = (0..decoder.layers().len())
             .map(|layer| shapes(decoder, adapter, layer))
             .collect();
-        let workspace = Workspace::new(all_shapes.iter().flatten(), device)?;
+        let gradients = adapter.parameters().gradients();
+        let arena = GradientArena::new(all_shapes.iter().flatten(), gradients)?;
         let elements = |shape: &LoraShape| shape.out_features * (shape.in_features + shape.low());
         let wide_bytes: i64 = all_shapes
             .iter()
@@ -184,7 +186,7 @@ impl TrainEngine {
             rotation,
             heads,
             swiglu: Swiglu::new(device)?,
-            workspace,
+            arena,
             cross_entropy: CrossEntropy::new(device)?,
             dequantise,
             decoded: match decoded {
@@ -324,13 +326,12 @@ impl TrainEngine {
         let Some(mut dx) = gradient else {
             return Ok(loss);
         };
-        let gradients = adapter.parameters().gradients();
         for (index, segment) in segments.into_iter().enumerate().rev() {
             let saved = match segment {
                 Segment::Kept(saved) => *saved,
                 Segment::Input(x) => self.forward(&pass, index, &x, None, false)?.0,
             };
-            dx = self.backward(&pass, index, saved, dx, &gradients)?;
+            dx = self.backward(&pass, index, saved, dx)?;
         }
         Ok(loss)
     }

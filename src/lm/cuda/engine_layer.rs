@@ -104,15 +104,13 @@ impl TrainEngine {
         Ok((saved, down))
     }
 
-    /// From the gradient of the layer's output, which is consumed, to that of its input; adds the adapter's gradients to
-    /// the flat `gradients`.
+    /// From the gradient of the layer's output, which is consumed, to that of its input; adds up the adapter's gradients.
     pub(super) fn backward(
         &self,
         pass: &Pass,
         index: usize,
         saved: Saved,
         dx: Tensor,
-        gradients: &Tensor,
     ) -> Result<Tensor, LmError> {
         let Saved {
             x,
@@ -133,7 +131,7 @@ impl TrainEngine {
             let mask = self.mask(pass, index, DOWN);
             lora.swiglu_backward(&base, &gate_up, &gate_up, &gated, mask)
         })?;
-        self.accumulate_linear(pass, index, DOWN, &gated, &low, &dx, &base, gradients)?;
+        self.accumulate_linear(pass, index, DOWN, &gated, &low, &dx, &base)?;
         drop((base, gated));
 
         let base = self.back(pass, index, GATE_UP, &gate_up)?;
@@ -145,9 +143,7 @@ impl TrainEngine {
             self.norm
                 .backward(&x2, &norm.weight, &base, residual, &dx, normed, norm.eps)
         })?;
-        self.accumulate_linear(
-            pass, index, GATE_UP, &normed, &low, &gate_up, &base, gradients,
-        )?;
+        self.accumulate_linear(pass, index, GATE_UP, &normed, &low, &gate_up, &base)?;
         drop((base, normed, gate_up, x2));
 
         let base = self.back(pass, index, O, &dx)?;
@@ -162,7 +158,7 @@ impl TrainEngine {
                 lora.up(&base, &d_output, self.mask(pass, index, O))
             })?;
         }
-        self.accumulate_linear(pass, index, O, &output, &low, &dx, &base, gradients)?;
+        self.accumulate_linear(pass, index, O, &output, &low, &dx, &base)?;
         drop((base, output));
 
         let rotated = self.rotated(pass, index, &qkv)?;
@@ -190,7 +186,7 @@ impl TrainEngine {
             self.norm
                 .backward(&x, &norm.weight, &base, residual, &dx, normed, norm.eps)
         })?;
-        self.accumulate_linear(pass, index, QKV, &normed, &low, &d_qkv, &base, gradients)?;
+        self.accumulate_linear(pass, index, QKV, &normed, &low, &d_qkv, &base)?;
         Ok(dx)
     }
 
@@ -289,7 +285,6 @@ impl TrainEngine {
         low: &[Option<Tensor>; 4],
         dy: &Tensor,
         base: &Tensor,
-        gradients: &Tensor,
     ) -> Result<(), LmError> {
         let lora = &self.layers[index][place].lora;
         let Some(low) = &low[place] else {
@@ -297,7 +292,7 @@ impl TrainEngine {
         };
         self.timed(Part::Lora, || {
             let (dlow, mask) = (lora.low_of(base), self.mask(pass, index, place));
-            lora.gradients(input, low, dy, &dlow, mask, gradients, &self.workspace)
+            lora.gradients(input, low, dy, &dlow, mask, &self.arena)
         })
     }
 

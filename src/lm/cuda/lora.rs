@@ -3,25 +3,16 @@
 use tch::{Device, Kind, Tensor};
 
 use super::compiler::{Source, source};
-use super::module::{Argument, Kernel, Module, bf16_rows, multiprocessors};
+use super::lora_grad::{GradKernels, GradPart, GradientArena};
+use super::module::{Kernel, Module, bf16_rows};
 use crate::lm::LmError;
 
 pub(super) const DOWN: Source = source!("lora_down.cu");
 pub(super) const UP: Source = source!("lora_up.cu");
-pub(super) const GRAD: Source = source!("lora_grad.cu");
 pub(super) const INSTALL: Source = source!("lora_install.cu");
 
 /// The most parts of a fused layer.
-const PARTS: usize = 4;
-/// Columns of x that a block of `lora_grad` takes.
-const GRAD_COLUMNS: i64 = 128;
-/// Tokens that a block of `lora_grad` takes at a time.
-const GRAD_STEP: i64 = 32;
-/// Blocks of `lora_grad` that a multiprocessor runs at once.
-const GRAD_RESIDENT: i64 = 4;
-/// The most rounds of blocks of `lora_grad`.
-const GRAD_ROUNDS: i64 = 4;
-
+pub(super) const PARTS: usize = 4;
 /// One part of a fused layer that has an update.
 #[derive(Clone, Copy, Debug)]
 pub struct LoraPart {
@@ -72,7 +63,7 @@ impl Mask {
     }
 
     /// The threshold in both halves of a word.
-    fn doubled(self) -> u32 {
+    pub(super) fn doubled(self) -> u32 {
         u32::from(self.threshold) * 0x1_0001
     }
 }
@@ -90,18 +81,6 @@ pub struct Lora {
     swiglu_backward: Kernel,
     grad: [GradKernels; 2],
     install: [Kernel; 2],
-}
-
-/// `lora_grad` for a number of left columns.
-#[derive(Clone, Copy)]
-struct GradKernels {
-    grad: Kernel,
-    sum: Kernel,
-    /// Left columns of a block, and blocks side by side that take all.
-    left: i64,
-    groups: i64,
-    /// Blocks that the GPU runs at once.
-    resident: i64,
 }
 
 /// Whether the kernels can compute an update of this shape.
@@ -329,7 +308,7 @@ impl Lora {
         [(self.shape.in_features + 255) / 256, (rows + 63) / 64, 1]
     }
 
-    /// Adds the gradients of A and B to the flat f32 `gradients`. `x`: [T, in], the layer's input; `low`: [T, low] of
+    /// Adds the gradients of A and B to those in `arena`. `x`: [T, in], the layer's input; `low`: [T, low] of
     /// [`Lora::down`]; `dy`: [T, out]; `dlow`: [T, low], dy · B.
     ///
     /// # Errors
@@ -341,8 +320,7 @@ impl Lora {
         dy: &Tensor,
         dlow: &Tensor,
         mask: Mask,
-        gradients: &Tensor,
-        workspace: &Workspace,
+        arena: &GradientArena,
     ) -> Result<(), LmError> {
         if self.is_empty() {
             return Ok(());
@@ -366,15 +344,8 @@ impl Lora {
             column_stride: 1,
         };
         // The mask's growth belongs to x.
-        self.grad[0].run(
-            dlow,
-            x,
-            &[all],
-            f64::from(mask.kept()),
-            mask,
-            gradients,
-            workspace,
-        )?;
+        let kept = f64::from(mask.kept());
+        self.grad[0].run(dlow, x, &[all], kept, mask, arena)?;
         let each: Vec<GradPart> = (0..)
             .zip(parts)
             .map(|(index, part)| GradPart {
@@ -389,136 +360,6 @@ impl Lora {
             })
             .collect();
         // The layer's B is scaled, so the chain rule scales its gradient.
-        self.grad[1].run(low, dy, &each, scale, Mask::default(), gradients, workspace)
-    }
-}
-
-/// Memory for the partial sums of [`Lora::gradients`], reused by all layers.
-pub struct Workspace {
-    partial: Tensor,
-}
-
-impl Workspace {
-    /// f32 elements enough for every update of `shapes`.
-    ///
-    /// # Errors
-    /// Out of memory.
-    pub fn new<'a>(
-        shapes: impl Iterator<Item = &'a LoraShape>,
-        device: Device,
-    ) -> Result<Self, LmError> {
-        let blocks = GRAD_ROUNDS * GRAD_RESIDENT * multiprocessors(device)?;
-        let most = shapes
-            .map(|shape| {
-                let tiles = |width: i64| (width + GRAD_COLUMNS - 1) / GRAD_COLUMNS;
-                let columns: i64 = shape.parts.iter().map(|part| tiles(part.out)).sum();
-                let a = (blocks + tiles(shape.in_features)) * (shape.low() + 64);
-                a.max((blocks + columns) * (shape.r + 64))
-            })
-            .max();
-        let elements = most.unwrap_or(0) * GRAD_COLUMNS;
-        Ok(Self {
-            partial: Tensor::f_empty([elements], (Kind::Float, device))?,
-        })
-    }
-}
-
-/// A run of columns of x whose gradients are wanted (see `lora_grad.cu`).
-struct GradPart {
-    column: i64,
-    width: i64,
-    left: i64,
-    rank: i64,
-    places: Vec<i64>,
-    ranks: i64,
-    rank_stride: i64,
-    column_stride: i64,
-}
-
-impl GradKernels {
-    fn new(columns: i64, device: Device) -> Result<Self, LmError> {
-        let tiles = ((columns + 15) / 16).clamp(1, 4);
-        let module = Module::get(GRAD, device, &[("TILES", tiles)])?;
-        Ok(Self {
-            grad: module.kernel("lora_grad")?,
-            sum: module.kernel("lora_grad_sum")?,
-            left: 16 * tiles,
-            groups: (columns + 16 * tiles - 1) / (16 * tiles),
-            resident: GRAD_RESIDENT * multiprocessors(device)?,
-        })
-    }
-
-    /// Into how many ranges of tokens `blocks` are cut each: the fewest that leave little of the last round idle.
-    fn ranges(&self, blocks: i64) -> i64 {
-        let most = (GRAD_ROUNDS * self.resident / blocks).max(1);
-        let busy = |ranges: i64| {
-            let rounds = (ranges * blocks + self.resident - 1) / self.resident;
-            (ranges * blocks) as f64 / (rounds * self.resident) as f64
-        };
-        let good = (1..=most).find(|&ranges| busy(ranges) > 0.93);
-        good.unwrap_or_else(|| (self.resident / blocks).max(1))
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the operands of one formula, each in its own memory"
-    )]
-    fn run(
-        &self,
-        left: &Tensor,
-        x: &Tensor,
-        parts: &[GradPart],
-        scale: f64,
-        mask: Mask,
-        gradients: &Tensor,
-        workspace: &Workspace,
-    ) -> Result<(), LmError> {
-        let rows = x.size()[0];
-        let mut fields: Vec<i64> = Vec::new();
-        let mut tiles = 0;
-        for index in 0..PARTS {
-            let Some(part) = parts.get(index) else {
-                fields.extend([0; 12]);
-                continue;
-            };
-            fields.extend([tiles, part.column, part.width, part.left, part.rank]);
-            fields.extend((0..PARTS).map(|index| part.places.get(index).copied().unwrap_or(0)));
-            fields.extend([part.ranks, part.rank_stride, part.column_stride]);
-            tiles += (part.width + GRAD_COLUMNS - 1) / GRAD_COLUMNS;
-        }
-        fields.extend([parts.len() as i64, tiles]);
-        let fields: Vec<u64> = fields.into_iter().map(|field| field as u64).collect();
-        let most = (rows + GRAD_STEP - 1) / GRAD_STEP;
-        let ranges = self.ranges(tiles * self.groups).min(most);
-        let steps = (most + ranges - 1) / ranges;
-        let left_columns = self.left * self.groups;
-        assert!(ranges * tiles * left_columns * GRAD_COLUMNS <= workspace.partial.size()[0]);
-        let arguments: [Argument; 11] = [
-            left.into(),
-            left.stride()[0].into(),
-            x.into(),
-            bf16_rows(x).into(),
-            (&workspace.partial).into(),
-            rows.into(),
-            (steps * GRAD_STEP).into(),
-            x.size()[1].into(),
-            mask.seed.into(),
-            mask.doubled().into(),
-            fields.as_slice().into(),
-        ];
-        self.grad
-            .launch([tiles, ranges, self.groups], 128, &arguments)?;
-        self.sum.launch(
-            [tiles, left_columns, 1],
-            128,
-            &[
-                (&workspace.partial).into(),
-                gradients.into(),
-                ranges.into(),
-                left_columns.into(),
-                (scale as f32).into(),
-                fields.as_slice().into(),
-            ],
-        )
+        self.grad[1].run(low, dy, &each, scale, Mask::default(), arena)
     }
 }

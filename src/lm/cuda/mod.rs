@@ -15,6 +15,7 @@ mod engine;
 mod engine_layer;
 mod fit;
 mod lora;
+mod lora_grad;
 mod module;
 mod native;
 mod norm;
@@ -32,7 +33,8 @@ pub use dequantise::Dequantise;
 pub use dropout::dropout_mask;
 pub use engine::{EngineBatch, TrainEngine, unsuitable};
 pub use fit::{Fit, Footprint};
-pub use lora::{Lora, LoraPart, LoraShape, Mask, Workspace};
+pub use lora::{Lora, LoraPart, LoraShape, Mask};
+pub use lora_grad::GradientArena;
 pub use module::{Argument, Kernel, Module, bf16_rows, gpu_name};
 pub use native::{
     Attention, MemoryPeak, cudnn_attention, deterministic, flash_attention, memory_peak,

@@ -173,7 +173,7 @@ pub fn bf16_rows(matrix: &Tensor) -> i64 {
     let strides = matrix.stride();
     assert_eq!(matrix.kind(), Kind::BFloat16);
     assert!(matrix.device().is_cuda() && strides.len() == 2 && strides[1] == 1);
-    assert!(strides[0] % 8 == 0 && matrix.data_ptr() as usize % 16 == 0);
+    assert!(strides[0] % 8 == 0 && (matrix.data_ptr() as usize).is_multiple_of(16));
     strides[0]
 }
 

@@ -111,7 +111,7 @@ fn the_engine_gives_the_generic_gradient_where_there_is_a_gpu() {
                             .unwrap()
                     });
                     let sum = sum.double_value(&[]);
-                    assert!((sum / loss - 1.0).abs() < 5e-3, "{family}: {sum} {loss}");
+                    assert!((sum / loss - 1.0).abs() < 2e-2, "{family}: {sum} {loss}");
                     found.push(gradients(&fused));
 
                     let evaluated = tch::no_grad(|| {
@@ -121,9 +121,21 @@ fn the_engine_gives_the_generic_gradient_where_there_is_a_gpu() {
                     reference.install(&mut exact, false).unwrap();
                     let exactly = evaluate(&exact, &TrainBatch::pack(&examples, &exact)).unwrap();
                     let evaluated = evaluated.double_value(&[]);
-                    assert!((evaluated / exactly - 1.0).abs() < 5e-3);
+                    if dropout == 0.0 {
+                        assert_eq!(evaluated, sum);
+                    }
+                    assert!(
+                        (evaluated / exactly - 1.0).abs() < 2e-2,
+                        "{family}, r {r}: {evaluated} {exactly}"
+                    );
                 }
                 let fused_error = error(&found[0], &expected);
+                #[expect(clippy::print_stderr, reason = "shows how near the two are")]
+                {
+                    eprintln!(
+                        "{family}, r {r}: {fused_error:.4}, generic in bf16 {plain_error:.4}"
+                    );
+                }
                 assert!(
                     fused_error < (1.5 * plain_error).max(2e-2),
                     "{family}, r {r}: {fused_error}, the generic path in bf16 {plain_error}"

@@ -1,5 +1,7 @@
 use crate::lm::cuda::compiler::{Defines, Source, compile};
-use crate::lm::cuda::{adamw, cross_entropy, dequantise, dropout, lora, norm, rope, swiglu};
+use crate::lm::cuda::{
+    adamw, cross_entropy, dequantise, dropout, lora, lora_grad, norm, rope, swiglu,
+};
 
 /// Ampere and Hopper, the oldest and newest instructions that the sources name.
 const CAPABILITIES: [(i32, i32); 2] = [(8, 0), (9, 0)];
@@ -62,7 +64,7 @@ fn lora_compiles_without_a_gpu() {
     }
     for tiles in 1..=4 {
         check(
-            lora::GRAD,
+            lora_grad::SOURCE,
             &[("TILES", tiles)],
             &["lora_grad", "lora_grad_sum"],
         );

@@ -1,7 +1,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{assert_near, empty, gpu, normal, wide};
-use crate::lm::cuda::{Lora, LoraPart, LoraShape, Mask, Workspace, dropout_mask};
+use crate::lm::cuda::{GradientArena, Lora, LoraPart, LoraShape, Mask, dropout_mask};
 
 /// A fused layer and the plain operands of its update.
 struct Case {
@@ -158,7 +158,9 @@ fn lora_gradients_are_the_plain_ones_where_there_is_a_gpu() {
     for case in cases(device) {
         let shape = case.lora.shape();
         let (inner, low, out, r) = (shape.in_features, shape.low(), shape.out_features, shape.r);
-        let workspace = Workspace::new([shape].into_iter(), device).unwrap();
+        let arena = |gradients: &Tensor| {
+            GradientArena::new([shape].into_iter(), gradients.shallow_clone()).unwrap()
+        };
         for rows in [45, 3000] {
             for probability in MASKS {
                 let mask = Mask::new(probability, 79);
@@ -170,7 +172,7 @@ fn lora_gradients_are_the_plain_ones_where_there_is_a_gpu() {
                 let start = Tensor::ones_like(&case.parameters);
                 let found = start.copy();
                 case.lora
-                    .gradients(&x, &saved, &dy, &dlow, mask, &found, &workspace)
+                    .gradients(&x, &saved, &dy, &dlow, mask, &arena(&found))
                     .unwrap();
                 let masked = wide(&x) * plain_mask(mask, rows, inner, device);
                 let expected = wide(&start);
@@ -190,7 +192,7 @@ fn lora_gradients_are_the_plain_ones_where_there_is_a_gpu() {
                 // The same bits again.
                 let again = start.copy();
                 case.lora
-                    .gradients(&x, &saved, &dy, &dlow, mask, &again, &workspace)
+                    .gradients(&x, &saved, &dy, &dlow, mask, &arena(&again))
                     .unwrap();
                 assert_eq!(again, found);
             }
