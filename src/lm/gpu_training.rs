@@ -94,12 +94,13 @@ impl GpuTraining {
         self.fit.max_tokens
     }
 
-    /// Plans with less memory after it ran out; None where the passes would not become smaller.
+    /// Plans with less memory after it ran out, until the plan changes; None where there is nothing left to give up.
     pub(super) fn relieve(&mut self) -> Option<u64> {
-        let before = self.fit;
-        self.budget -= self.budget / 5;
-        let footprint = self.engine.footprint();
-        self.fit = footprint.fit(self.batch, self.longest, self.budget, self.recompute);
+        let (before, footprint) = (self.fit, self.engine.footprint());
+        while self.fit == before && self.budget > 0 {
+            self.budget = self.budget / 5 * 4;
+            self.fit = footprint.fit(self.batch, self.longest, self.budget, self.recompute);
+        }
         (self.fit != before).then_some(self.fit.max_tokens)
     }
 

@@ -247,3 +247,53 @@ fn an_infinite_loss_leaves_the_parameters_where_there_is_a_gpu() {
     assert_eq!(step, 2);
     assert!(!rows.is_empty());
 }
+
+/// Takes all memory before the first pass and gives it back when the trainer says that it goes on.
+#[derive(Default)]
+struct Hog {
+    taken: Vec<Tensor>,
+    device: Option<Device>,
+    log: Vec<String>,
+}
+
+impl TrainHooks for Hog {
+    fn cancelled(&mut self) -> bool {
+        let Some(device) = self.device.take() else {
+            return false;
+        };
+        for size in [1 << 30, 1 << 27, 1 << 24, 1 << 21, 1 << 18, 1 << 9] {
+            while let Ok(tensor) = Tensor::f_empty([size], (Kind::Uint8, device)) {
+                self.taken.push(tensor);
+            }
+        }
+        false
+    }
+
+    fn log(&mut self, line: &str) {
+        self.taken.clear();
+        self.log.push(line.to_owned());
+    }
+}
+
+#[test]
+#[ignore = "takes all memory of the GPU: run it alone"]
+fn memory_that_runs_out_in_a_step_is_lived_with_where_there_is_a_gpu() {
+    let Some(device) = gpu() else { return };
+    let config = TrainConfig {
+        batch_size: 4,
+        gradient_accumulation: 1,
+        max_steps: Some(2),
+        ..TrainConfig::default()
+    };
+    let mut decoder = decoder("qwen3", Kind::BFloat16, device, Quantization::Nf4);
+    let folder = tempfile::tempdir().unwrap();
+    let (rows, lora) = (dataset(), LoraConfig::default());
+    let mut hog = Hog {
+        device: Some(device),
+        ..Hog::default()
+    };
+    let (folder, none) = (folder.path(), &[]);
+    let report = train_decoder(&mut decoder, &lora, &rows, none, &config, folder, &mut hog);
+    assert_eq!(report.unwrap().curve.len(), 2);
+    assert!(hog.log[0].contains("continuing with less"), "{:?}", hog.log);
+}
