@@ -6,12 +6,14 @@
 
 mod adamw;
 mod adapter;
+mod answer_tree;
 mod attention;
 mod backward;
 mod bert;
 mod chat;
 mod checkpoint;
 mod choose;
+mod choose_batch;
 mod config;
 pub mod cuda;
 mod curve;
@@ -23,11 +25,13 @@ mod dynamic_map;
 mod error;
 mod examples;
 mod flat_parameters;
+mod fp8;
 mod generate;
 mod ggml;
 mod gguf;
 mod gpu_training;
 mod guard;
+mod inference_bench;
 mod int8;
 mod kv;
 mod linear;
@@ -60,7 +64,7 @@ pub use adapter::Adapter;
 pub use attention::causal_varlen;
 pub use bert::Embedder;
 pub use chat::{ChatTemplate, Message};
-pub use choose::{Choice, Chooser};
+pub use choose::{Choice, Chooser, Question, Scorer};
 pub use config::{Family, ModelConfig, Rope, RopeScaling};
 pub use curve::{Best, CurveRow, best};
 pub use decoder::{Batch, Decoder, Layer};
@@ -69,8 +73,13 @@ pub use dynamic_map::DynamicMap;
 pub use error::LmError;
 pub use examples::{Conversation, Example, Prepared, prepare_examples};
 pub use flat_parameters::FlatParameters;
-pub use generate::{Completion, Finish, GenerateOptions, generate, plan_batches};
+pub use fp8::Fp8;
+pub use generate::{Completion, Finish, GenerateOptions, generate};
 pub use guard::guard;
+pub use inference_bench::{
+    Agreement, GenerateBench, InferenceMeasurement, JudgeBench, bench_generate, bench_judge,
+    judge_agreement,
+};
 pub use int8::Int8;
 pub use linear::{Linear, Quantization};
 pub use lora::LoraConfig;

@@ -1,7 +1,12 @@
 //! `flow bench`: how fast this machine is, and what fits its memory.
 
+mod generate;
+mod judge;
 #[cfg(feature = "torch")]
 mod model;
+mod quant;
+#[cfg(feature = "torch")]
+mod spread;
 mod train;
 
 use clap::{Args, Subcommand};
@@ -10,7 +15,7 @@ use super::error::{CliError, Exit};
 use super::handover;
 use super::output::Output;
 
-/// Measure this machine: training steps of a model
+/// Measure this machine: training steps, judge and generation of a model
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -20,6 +25,8 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Train(train::Arguments),
+    Judge(judge::Arguments),
+    Generate(generate::Arguments),
 }
 
 /// Runs the benchmarks that need a language model; only `flow-lm` has it.
@@ -41,5 +48,7 @@ pub fn run(
 pub fn with_model(command: &Command, output: &Output) -> Result<Exit, CliError> {
     match command {
         Command::Train(arguments) => train::run(arguments, output),
+        Command::Judge(arguments) => judge::run(arguments, output),
+        Command::Generate(arguments) => generate::run(arguments, output),
     }
 }

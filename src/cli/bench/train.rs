@@ -110,6 +110,7 @@ mod measured {
 
     use super::{Arguments, Quant, Recompute};
     use crate::cli::bench::model;
+    use crate::cli::bench::spread::spread;
     use crate::cli::error::{CliError, Exit};
     use crate::cli::output::Output;
     use crate::lm::cuda::gpu_name;
@@ -189,17 +190,6 @@ mod measured {
         ];
         let found = peaks.into_iter().find(|(part, _)| name.contains(part));
         found.map(|(_, peak)| peak)
-    }
-
-    /// Median, smallest and largest.
-    fn spread(mut numbers: Vec<f64>) -> [f64; 3] {
-        numbers.sort_by(f64::total_cmp);
-        let middle = numbers.len() / 2;
-        let median = match numbers.len() % 2 {
-            1 => numbers[middle],
-            _ => (numbers[middle - 1] + numbers[middle]) / 2.0,
-        };
-        [median, numbers[0], numbers[numbers.len() - 1]]
     }
 
     fn rates(measured: &TrainMeasurement) -> [f64; 3] {
@@ -337,12 +327,6 @@ mod measured {
     #[cfg(test)]
     mod tests {
         use super::*;
-
-        #[test]
-        fn the_median_lies_in_the_middle() {
-            assert_eq!(spread(vec![3.0, 1.0, 2.0]), [2.0, 1.0, 3.0]);
-            assert_eq!(spread(vec![4.0, 1.0, 2.0, 3.0]), [2.5, 1.0, 4.0]);
-        }
 
         #[test]
         fn known_gpus_have_their_data_sheets_peak() {

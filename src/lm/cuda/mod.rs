@@ -8,12 +8,20 @@
 mod adamw;
 mod attention;
 mod compiler;
+mod context;
+mod continuous;
 mod cross_entropy;
+mod decode_attention;
+mod decode_step;
 mod dequantise;
 mod dropout;
+mod e4m3;
 mod engine;
 mod engine_layer;
+mod few_rows;
 mod fit;
+mod forward;
+mod graph;
 mod lora;
 mod lora_grad;
 mod module;
@@ -21,6 +29,9 @@ mod native;
 mod norm;
 mod profile;
 mod rope;
+mod rotate;
+mod sampler;
+mod slots;
 mod swiglu;
 
 #[cfg(test)]
@@ -28,11 +39,15 @@ mod tests;
 
 pub use adamw::{AdamWKernels, EightBitMoment, StepGradient, StepNumbers};
 pub use attention::{Attended, Sequences};
+pub use context::capability;
+pub(super) use continuous::{continues, run as continue_rows};
 pub use cross_entropy::CrossEntropy;
 pub use dequantise::Dequantise;
 pub use dropout::dropout_mask;
+pub use e4m3::multiplies_e4m3;
 pub use engine::{EngineBatch, TrainEngine, unsuitable};
 pub use fit::{Fit, Footprint};
+pub(super) use forward::FusedForward;
 pub use lora::{Lora, LoraPart, LoraShape, Mask};
 pub use lora_grad::GradientArena;
 pub use module::{Argument, Kernel, Module, bf16_rows, gpu_name};

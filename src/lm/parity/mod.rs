@@ -27,7 +27,7 @@ use super::{
 };
 
 /// The model families that have fixtures: `tiny_<family>/` and `<letter>_<family>_….`.
-const FAMILIES: [&str; 2] = ["qwen3", "llama"];
+pub(super) const FAMILIES: [&str; 2] = ["qwen3", "llama"];
 
 fn fixture(name: &str) -> PathBuf {
     let folder = std::env::var_os("FLOW_FIXTURES").map_or_else(
@@ -125,7 +125,8 @@ fn tiny(family: &str, kind: Kind) -> (ModelConfig, Decoder) {
     tiny_at(family, cpu(kind))
 }
 
-fn tiny_at(family: &str, placement: Placement) -> (ModelConfig, Decoder) {
+/// The tiny model of a family, anywhere.
+pub(super) fn tiny_at(family: &str, placement: Placement) -> (ModelConfig, Decoder) {
     let folder = fixture(&format!("tiny_{family}"));
     let config = ModelConfig::from_hf(&folder.join("config.json")).unwrap();
     let weights = Weights::open(&folder).unwrap();

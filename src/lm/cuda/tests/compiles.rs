@@ -7,8 +7,18 @@ use crate::lm::cuda::{
 const CAPABILITIES: [(i32, i32); 2] = [(8, 0), (9, 0)];
 
 #[track_caller]
-fn check(source: Source, defines: Defines, kernels: &[&str]) {
-    for capability in CAPABILITIES {
+pub(super) fn check(source: Source, defines: Defines, kernels: &[&str]) {
+    check_for(&CAPABILITIES, source, defines, kernels);
+}
+
+#[track_caller]
+pub(super) fn check_for(
+    capabilities: &[(i32, i32)],
+    source: Source,
+    defines: Defines,
+    kernels: &[&str],
+) {
+    for &capability in capabilities {
         let ptx = compile(source, defines, capability).unwrap();
         let ptx = ptx.to_str().unwrap();
         for kernel in kernels {

@@ -3,12 +3,19 @@
 mod adamw;
 mod attention;
 mod compiles;
+mod compiles_generation;
 mod cross_entropy;
+mod decode;
 mod dequantise;
 mod dropout;
+mod e4m3;
+mod few_rows;
+mod inference;
 mod lora;
 mod norm;
 mod rope;
+mod rotate;
+mod sampler;
 mod swiglu;
 
 use tch::{Cuda, Device, Kind, Tensor};
