@@ -5,7 +5,7 @@ use std::iter::once;
 use tch::Tensor;
 
 use super::attention::{self, Varlen};
-use super::choose::Asked;
+use super::scorer::Asked;
 use super::{LmError, Placement};
 
 /// The rows of a batch: per question the tokens of the prompt behind the shared prefix, then the answers' paths.
