@@ -12,7 +12,26 @@ fn main() {
     for folder in [torch, duckdb].into_iter().flatten() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
     }
+    #[cfg(feature = "torch")]
+    compile_native();
     embed_stages();
+}
+
+/// Compiles the C++ that reaches what tch hides, against the headers beside the libtorch that tch was built with.
+#[cfg(feature = "torch")]
+fn compile_native() {
+    const SOURCE: &str = "src/lm/cuda/native.cpp";
+    println!("cargo:rerun-if-changed={SOURCE}");
+    let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("set by torch-sys");
+    let include = Path::new(&lib).join("../include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .include(include.join("torch/csrc/api/include"))
+        .include(include)
+        .file(SOURCE)
+        .compile("flow_native");
 }
 
 /// Writes `stages.rs`: a slice of (`stage/file`, text) for every file of every stage.

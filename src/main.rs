@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use flow::ops::Catalog;
 
 fn main() -> ExitCode {
-    flow::cli::main(&Catalog::light())
+    flow::cli::main(&Catalog::light(), None)
 }

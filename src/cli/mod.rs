@@ -3,6 +3,7 @@
 //! The only place that reads the environment and prints. Standard output carries results, standard error everything else.
 
 mod arguments;
+pub mod bench;
 mod cache;
 mod check;
 mod compare;
@@ -70,12 +71,14 @@ enum Command {
     Sync(sync::Arguments),
     Export(export::Arguments),
     Cache(cache::Arguments),
+    Bench(bench::Arguments),
     Schema(schema::Arguments),
     Completions(completions::Arguments),
 }
 
-/// Runs the command that was typed. `catalog` says which ops this binary can run.
-pub fn main(catalog: &Catalog) -> ExitCode {
+/// Runs the command that was typed. `catalog` says which ops this binary can run, `model_bench` runs the benchmarks of
+/// language models where it has those.
+pub fn main(catalog: &Catalog, model_bench: Option<bench::ModelBench>) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -107,6 +110,7 @@ pub fn main(catalog: &Catalog) -> ExitCode {
         Command::Sync(arguments) => sync::run(arguments, &output),
         Command::Export(arguments) => export::run(arguments, &output),
         Command::Cache(arguments) => cache::run(arguments, &output),
+        Command::Bench(arguments) => bench::run(arguments, model_bench, &output),
         Command::Schema(arguments) => schema::run(arguments, catalog, &output),
         Command::Completions(arguments) => completions::run(arguments, &output),
     };

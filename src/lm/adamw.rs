@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use super::cuda::{AdamWKernels, EightBitMoment, StepGradient, StepNumbers};
 use super::{DynamicMap, LmError};
 
 /// Elements that share one scale, and the alignment of tensors in the flat layout.
@@ -112,6 +113,38 @@ impl AdamW {
             }
             self.full.step(&update, parameters, gradients)
         })
+    }
+
+    /// [`AdamW::step`] by kernels, for a gradient that the host has not looked at: its division and clipping happen on the
+    /// device.
+    pub fn step_on_gpu(
+        &mut self,
+        kernels: &AdamWKernels,
+        parameters: &Tensor,
+        gradient: &StepGradient,
+        learning_rate: f64,
+    ) -> Result<(), LmError> {
+        self.steps += 1;
+        let steps = self.steps as i32;
+        let numbers = StepNumbers {
+            learning_rate,
+            beta1: self.config.beta1,
+            beta2: self.config.beta2,
+            epsilon: self.config.epsilon,
+            weight_decay: self.config.weight_decay,
+            correction1: 1.0 - self.config.beta1.powi(steps),
+            correction2: 1.0 - self.config.beta2.powi(steps),
+        };
+        if let Some(state) = &self.eight_bit {
+            let moment = |map, (codes, absmax)| EightBitMoment { map, codes, absmax };
+            let moments = [
+                moment(&state.signed, (&state.first.0, &state.first.1)),
+                moment(&state.unsigned, (&state.second.0, &state.second.1)),
+            ];
+            kernels.eight_bit(parameters, moments, gradient, &numbers)?;
+        }
+        let moments = [&self.full.first, &self.full.second];
+        kernels.full(parameters, self.full.start, moments, gradient, &numbers)
     }
 
     pub fn steps(&self) -> u64 {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
+use super::cuda::LoraPart;
 use super::dropout::Dropout;
 use super::flat_parameters::FlatParameters;
 use super::lora::{Dora, LoraUpdate};
@@ -209,6 +210,25 @@ impl Adapter {
                 dropout: training.then(|| Dropout::new(self.config.dropout)),
             })
         })
+    }
+
+    /// The parts with an update of each linear layer of a decoder layer, and where their parameters lie.
+    pub(super) fn lora_parts(&self, layer: usize) -> Vec<Vec<LoraPart>> {
+        let offset = |slot| self.parameters.offset(slot);
+        let linears = self.layers[layer].iter();
+        linears
+            .map(|parts| {
+                let parts = parts.iter();
+                parts
+                    .map(|part| LoraPart {
+                        row: part.row,
+                        out: part.out,
+                        a: offset(part.a),
+                        b: offset(part.b),
+                    })
+                    .collect()
+            })
+            .collect()
     }
 
     /// Adds the gradients of one layer's leaves (all linear layers' [`LoraUpdate::leaves`] in order).

@@ -1,6 +1,8 @@
 //! Scaled dot-product attention over packed sequences.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
+
+use super::{LmError, Placement, cuda};
 
 /// Causal self-attention within each sequence of a packed batch; nothing crosses a boundary.
 ///
@@ -62,4 +64,71 @@ pub(super) fn decode(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tenso
     let q = q.reshape([rows, kv_heads, heads / kv_heads, dim]);
     Tensor::scaled_dot_product_attention(&q, k, v, Some(mask), 0.0, false, None, false)
         .reshape([rows, heads * dim])
+}
+
+/// Attention over packed sequences whose keys may begin before their queries: the queries of a sequence are its last
+/// positions. Without gradient.
+pub(super) struct Varlen {
+    /// Tokens of each sequence: queries and keys.
+    lengths: Vec<(i64, i64)>,
+    /// i32 [B + 1] on the device, where its kernel reads them: ends of the queries and of the keys.
+    cumulative: Option<[Tensor; 2]>,
+}
+
+impl Varlen {
+    /// # Errors
+    /// [`LmError::Torch`] from the copy to the device.
+    pub(super) fn new(
+        queries: &[i64],
+        keys: &[i64],
+        placement: Placement,
+    ) -> Result<Self, LmError> {
+        let cumulative = |lengths: &[i64]| -> Result<Tensor, LmError> {
+            let mut end = 0_i64;
+            let ends = lengths.iter().map(|length| {
+                end += length;
+                end
+            });
+            let ends: Vec<i64> = std::iter::once(0).chain(ends).collect();
+            Ok(Tensor::from_slice(&ends)
+                .f_to_kind(Kind::Int)?
+                .f_to_device(placement.device)?)
+        };
+        Ok(Self {
+            lengths: queries.iter().copied().zip(keys.iter().copied()).collect(),
+            cumulative: match placement.flash() {
+                true => Some([cumulative(queries)?, cumulative(keys)?]),
+                false => None,
+            },
+        })
+    }
+
+    /// `q`: [Tq, heads, D]; `k`, `v`: [Tk, kv_heads, D]. Returns [Tq, heads · D].
+    pub(super) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, LmError> {
+        let Some([queries, keys]) = &self.cumulative else {
+            return Ok(self.one_by_one(q, k, v));
+        };
+        let longest = self
+            .lengths
+            .iter()
+            .fold([0, 0], |[q, k], length| [q.max(length.0), k.max(length.1)]);
+        let attention = cuda::flash_attention([q, k, v], [queries, keys], longest, true)?;
+        Ok(attention.output.f_view([q.size()[0], -1])?)
+    }
+
+    fn one_by_one(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        let (mut first_query, mut first_key) = (0, 0);
+        let outputs = self.lengths.iter().map(|&(queries, keys)| {
+            let q = q.narrow(0, first_query, queries);
+            let own = |x: &Tensor| x.narrow(0, first_key, keys);
+            let seen = Tensor::ones([queries, keys], (Kind::Bool, q.device())).tril(keys - queries);
+            let mask = Tensor::zeros([queries, keys], (q.kind(), q.device()))
+                .masked_fill(&seen.logical_not(), f64::NEG_INFINITY);
+            let output = masked(&q, &own(k), &own(v), &mask);
+            first_query += queries;
+            first_key += keys;
+            output
+        });
+        Tensor::cat(&outputs.collect::<Vec<_>>(), 0)
+    }
 }

@@ -7,6 +7,7 @@
 use tch::{Kind, Tensor};
 
 use super::attention::causal_varlen;
+use super::cuda::EngineBatch;
 use super::loss::{IGNORED, token_loss};
 use super::rope::RotaryTable;
 use super::{Adapter, Batch, Decoder, Example, Layer, LmError, seeds};
@@ -52,6 +53,17 @@ impl TrainBatch {
     /// Tokens that are predicted and count for the loss.
     pub(super) fn trained(&self) -> i64 {
         self.targets.size()[0]
+    }
+
+    /// The same for the engine of a GPU.
+    pub(super) fn for_engine(&self, decoder: &Decoder) -> EngineBatch<'_> {
+        EngineBatch {
+            ids: &self.batch.ids,
+            rotary: decoder.rotary(&self.batch.positions),
+            boundaries: &self.batch.cu_seqlens,
+            rows: &self.rows,
+            targets: &self.targets,
+        }
     }
 
     fn layer(&self, decoder: &Decoder, index: usize, x: &Tensor, rotary: &RotaryTable) -> Tensor {

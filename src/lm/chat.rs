@@ -80,6 +80,14 @@ impl ChatTemplate {
         })
     }
 
+    /// The template of a model that must have one.
+    ///
+    /// # Errors
+    /// [`LmError::Template`] for base models.
+    pub fn of_model(template: Option<&Self>) -> Result<&Self, LmError> {
+        template.ok_or_else(|| LmError::Template("the model has none; it is a base model".into()))
+    }
+
     /// Identifies the template: adapters trained with one must not be used with another.
     pub fn hash(&self) -> String {
         blake3::hash(self.source.as_bytes()).to_hex().to_string()

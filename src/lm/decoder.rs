@@ -1,12 +1,15 @@
 //! The decoder-only transformer of the llama and qwen3 families (reference: the Hugging Face `modeling_llama` and
 //! `modeling_qwen3`), over packed sequences: no padding is ever computed.
 
+use std::cell::OnceCell;
+
 use tch::{Device, Tensor};
 
+use super::cuda::FusedForward;
 use super::linear::{Linear, Quantization};
 use super::rope::{Frequencies, RotaryTable};
 use super::weights::Weights;
-use super::{LmError, ModelConfig, Placement, attention};
+use super::{LmError, ModelConfig, Placement, attention, cuda};
 
 /// Sequences laid end to end.
 pub struct Batch {
@@ -41,26 +44,28 @@ impl Batch {
 /// A whole model from token ids to logits. Weights are frozen; everything is differentiable in its inputs.
 pub struct Decoder {
     /// [vocab, hidden].
-    embedding: Tensor,
+    pub(super) embedding: Tensor,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    pub(super) norm: RmsNorm,
     head: Linear,
     frequencies: Frequencies,
     placement: Placement,
+    /// The kernels of [`Decoder::infer`], made at its first use; None inside where the plain operations do it.
+    fused: OnceCell<Option<FusedForward>>,
 }
 
 /// One transformer block: attention and gated MLP, each behind a norm and inside a residual.
 pub struct Layer {
-    input_norm: RmsNorm,
-    qkv: Linear,
-    qk_norm: Option<HeadNorm>,
-    o: Linear,
-    post_norm: RmsNorm,
-    gate_up: Linear,
-    down: Linear,
-    heads: i64,
-    kv_heads: i64,
-    head_dim: i64,
+    pub(super) input_norm: RmsNorm,
+    pub(super) qkv: Linear,
+    pub(super) qk_norm: Option<HeadNorm>,
+    pub(super) o: Linear,
+    pub(super) post_norm: RmsNorm,
+    pub(super) gate_up: Linear,
+    pub(super) down: Linear,
+    pub(super) heads: i64,
+    pub(super) kv_heads: i64,
+    pub(super) head_dim: i64,
 }
 
 impl Decoder {
@@ -85,6 +90,7 @@ impl Decoder {
             head,
             frequencies: Frequencies::new(&config.rope, config.head_dim, placement.device),
             placement,
+            fused: OnceCell::new(),
         })
     }
 
@@ -99,14 +105,17 @@ impl Decoder {
     /// Rounds the linear layers of all blocks. The rounded weights are kept decoded, which is as fast as dense ones and
     /// gives the same numbers, unless `packed` asks for the small form.
     pub fn quantize(&mut self, quantization: Quantization, packed: bool) -> Result<(), LmError> {
+        let multiplied = quantization == Quantization::Fp8 && cuda::multiplies_e4m3(self.placement);
         for layer in &mut self.layers {
             for linear in layer.linears_mut() {
                 linear.quantize(quantization)?;
-                if !packed {
+                if !packed && !multiplied {
                     linear.unpack();
                 }
             }
         }
+        // What is computed how depends on how weights are held.
+        self.fused = OnceCell::new();
         Ok(())
     }
 
@@ -150,6 +159,49 @@ impl Decoder {
             x = layer.forward(&x, &rotary, |q, k, v| attend(index, q, k, v));
         }
         self.norm(&x)
+    }
+
+    /// Like [`Decoder::forward_with`] without gradient, as fast as the device can: on a GPU in bf16 with fused kernels.
+    /// Only the rows `keep`, i64 [n], go through the end of the last layer: the result is [n, hidden].
+    ///
+    /// # Errors
+    /// What `attend` returns, or [`LmError::Kernel`].
+    pub(super) fn infer(
+        &self,
+        ids: &Tensor,
+        positions: &Tensor,
+        keep: &Tensor,
+        mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor, LmError>,
+    ) -> Result<Tensor, LmError> {
+        if let Some(fused) = self.fused() {
+            return fused.forward(self, ids, positions, keep, None, &mut attend);
+        }
+        let rotary = self.rotary(positions);
+        let mut x = self.embed(ids);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let [q, k, v] = layer.queries_keys_values(&x, &rotary);
+            let mut attended = attend(index, &q, &k, &v)?;
+            if index + 1 == self.layers.len() {
+                x = x.index_select(0, keep);
+                attended = attended.index_select(0, keep);
+            }
+            x = layer.after_attention(&x, &attended);
+        }
+        Ok(self.norm(&x))
+    }
+
+    /// The fused kernels, where this model and device have them.
+    pub(super) fn fused(&self) -> Option<&FusedForward> {
+        self.fused.get_or_init(|| FusedForward::of(self)).as_ref()
+    }
+
+    /// The output head.
+    pub(super) fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    pub fn vocab(&self) -> i64 {
+        self.embedding.size()[0]
     }
 
     /// [vocab, hidden].
@@ -224,6 +276,12 @@ impl Layer {
         rotary: &RotaryTable,
         attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Tensor,
     ) -> Tensor {
+        let [q, k, v] = self.queries_keys_values(x, rotary);
+        self.after_attention(x, &attend(&q, &k, &v))
+    }
+
+    /// Rotated queries [T, heads, D] and keys, and values, [T, kv_heads, D] each.
+    fn queries_keys_values(&self, x: &Tensor, rotary: &RotaryTable) -> [Tensor; 3] {
         let rotated = self.heads + self.kv_heads;
         let qkv = self.qkv.forward(&self.input_norm.forward(x));
         let qkv = qkv.view([-1, rotated + self.kv_heads, self.head_dim]);
@@ -233,12 +291,16 @@ impl Layer {
             qk = norm.forward(&qk);
         }
         let qk = rotary.apply(&qk);
-        let attended = attend(
-            &qk.narrow(1, 0, self.heads),
-            &qk.narrow(1, self.heads, self.kv_heads),
-            &qkv.narrow(1, rotated, self.kv_heads),
-        );
-        let x = x + self.o.forward(&attended);
+        [
+            qk.narrow(1, 0, self.heads),
+            qk.narrow(1, self.heads, self.kv_heads),
+            qkv.narrow(1, rotated, self.kv_heads),
+        ]
+    }
+
+    /// The second half, row by row: output projection and gated MLP, each with its residual.
+    fn after_attention(&self, x: &Tensor, attended: &Tensor) -> Tensor {
+        let x = x + self.o.forward(attended);
         let gate_up = self
             .gate_up
             .forward(&self.post_norm.forward(&x))
@@ -250,9 +312,9 @@ impl Layer {
 
 /// Root mean square norm (Zhang & Sennrich 2019, arXiv:1910.07467). Normalised in f32 and rounded to the model's kind
 /// before the weight is applied, as the reference does.
-struct RmsNorm {
-    weight: Tensor,
-    eps: f64,
+pub(super) struct RmsNorm {
+    pub(super) weight: Tensor,
+    pub(super) eps: f64,
 }
 
 impl RmsNorm {
@@ -275,10 +337,10 @@ impl RmsNorm {
 }
 
 /// The norm of each query and key head that qwen3 applies before rotation.
-struct HeadNorm {
+pub(super) struct HeadNorm {
     /// [heads + kv_heads, D]: the weight of each head, queries first.
-    weight: Tensor,
-    eps: f64,
+    pub(super) weight: Tensor,
+    pub(super) eps: f64,
 }
 
 impl HeadNorm {

@@ -104,6 +104,12 @@ impl Placement {
     pub fn is_cpu(&self) -> bool {
         self.device == Device::Cpu
     }
+
+    /// Whether libtorch has flash attention for tensors placed so.
+    pub(super) fn flash(&self) -> bool {
+        self.kind == Kind::BFloat16
+            && super::cuda::capability(self.device).is_some_and(|capability| capability >= (8, 0))
+    }
 }
 
 /// Sets libtorch up before its first use; later calls do nothing.

@@ -6,6 +6,7 @@ use half::bf16;
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
+use super::cuda::dropout_mask;
 use super::seeds::splitmix64;
 
 /// Drops elements in training (Srivastava et al. 2014); the others grow so that the mean stays.
@@ -37,11 +38,19 @@ impl Dropout {
             return x.shallow_clone();
         }
         if x.device().is_cuda() {
-            // A GPU runs one model at a time, so its own generator is ours.
-            tch::manual_seed(self.seed.get() as i64);
-            return x.dropout(self.probability, true);
+            return x * self.gpu_mask(x);
         }
         x * self.mask(&x.size(), x.kind())
+    }
+
+    /// The mask made where it is used; by the host where the kernel cannot be had.
+    fn gpu_mask(&self, x: &Tensor) -> Tensor {
+        let threshold = (self.probability * 65_536.0).round() as u16;
+        let kept = (1.0 / (1.0 - f64::from(threshold) / 65_536.0)) as f32;
+        match dropout_mask(&x.size(), kept, self.seed.get(), threshold, x.device()) {
+            Ok(mask) => mask.to_kind(x.kind()),
+            Err(_) => self.mask(&x.size(), x.kind()).to_device(x.device()),
+        }
     }
 
     /// 0 where an element is dropped, else 1 / (1 - probability), to 16 bits of the probability.

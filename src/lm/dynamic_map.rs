@@ -50,6 +50,11 @@ impl DynamicMap {
         &self.values
     }
 
+    /// u8 [65536]: the code of -1 + 2·i/65535.
+    pub fn codes(&self) -> &Tensor {
+        &self.codes
+    }
+
     /// Rows are blocks: f32 [blocks, n] → (codes u8 [blocks, n], scales f32 [blocks]).
     pub fn quantize(&self, blocks: &Tensor) -> (Tensor, Tensor) {
         let absmax = blocks.abs().amax([1], true);

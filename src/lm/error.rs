@@ -112,6 +112,13 @@ pub enum LmError {
     #[diagnostic(help("the weights or an adapter are damaged; with `bf16`, try `f32`"))]
     NotANumber,
 
+    /// A kernel of our own that cannot be compiled or launched here.
+    #[error("GPU kernel `{name}`: {reason}")]
+    #[diagnostic(help(
+        "the driver and the GPU must suit libtorch's CUDA version; `cpu` works without them"
+    ))]
+    Kernel { name: String, reason: String },
+
     /// An error raised inside libtorch, out of memory included (see [`LmError::is_out_of_memory`]).
     #[error("libtorch: {0}")]
     Torch(String),
@@ -149,6 +156,13 @@ impl LmError {
     pub fn adapter(path: &Path, reason: impl ToString) -> Self {
         Self::Adapter {
             path: path.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
+
+    pub fn kernel(name: &str, reason: impl ToString) -> Self {
+        Self::Kernel {
+            name: name.to_owned(),
             reason: reason.to_string(),
         }
     }

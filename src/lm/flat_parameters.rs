@@ -73,6 +73,11 @@ impl FlatParameters {
         self.large
     }
 
+    /// The element at which a slot starts.
+    pub fn offset(&self, slot: usize) -> i64 {
+        self.slots[slot].offset
+    }
+
     /// The part of a flat tensor of this layout that belongs to a slot, in its shape and sharing memory.
     pub fn view(&self, flat: &Tensor, slot: usize) -> Tensor {
         let slot = &self.slots[slot];

@@ -1,14 +1,15 @@
-//! Completions for many prompts: batches of similar length, one forward pass over the packed prompts, then one token
-//! per row and step.
+//! Completions for many prompts: forward passes over packed prompts, then one token per row and step. A row that is done
+//! makes room for the next prompt at once (continuous batching, as in Orca, Yu et al. 2022).
 
 use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use tch::Tensor;
 
 use super::kv::KvCache;
-use super::sample::{History, SampleOptions, row_seed};
-use super::{Batch, Decoder, LanguageModel, LmError, ModelConfig, attention, guard};
+use super::sample::{History, SampleOptions, row_seed, uniform};
+use super::{Batch, Decoder, LanguageModel, LmError, ModelConfig, attention, cuda, guard};
 
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
@@ -46,7 +47,11 @@ pub enum Finish {
     Length,
 }
 
-/// Writes a completion for every prompt (token ids). `on_done` gets each one with its index in `prompts`, in the order
+/// Writes a completion for every prompt (token ids), longest prompts first. On a GPU in bf16 the work is done by recorded
+/// steps (see [`cuda`]); a text there can differ at a near tie from what the row gives alone, because matrix products of
+/// another number of rows round otherwise. In f32 on the CPU it does not.
+///
+/// `on_done` gets each one with its index in `prompts`, in the order
 /// they are finished; a row that cannot be completed gets its own error and does not stop the others. `on_done` ends
 /// the work early with `Break`.
 ///
@@ -76,16 +81,6 @@ pub fn generate(
     })
 }
 
-/// Which prompts are computed together: longest first, `batch_size` at a time. A function of the lengths alone.
-pub fn plan_batches(lengths: &[usize], batch_size: usize) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..lengths.len()).collect();
-    order.sort_by_key(|&index| Reverse(lengths[index]));
-    order
-        .chunks(batch_size.max(1))
-        .map(<[usize]>::to_vec)
-        .collect()
-}
-
 /// [`generate`] without text.
 pub(super) struct Generator<'a> {
     pub(super) decoder: &'a Decoder,
@@ -94,15 +89,16 @@ pub(super) struct Generator<'a> {
     pub(super) options: &'a GenerateOptions,
 }
 
-type OnDone<'a> = dyn FnMut(usize, Result<(Vec<i64>, Finish), LmError>) -> ControlFlow<()> + 'a;
+pub(super) type OnDone<'a> =
+    dyn FnMut(usize, Result<(Vec<i64>, Finish), LmError>) -> ControlFlow<()> + 'a;
 
 /// A prompt that is being continued.
-struct Row {
-    index: usize,
+pub(super) struct Row {
+    pub(super) index: usize,
     /// Prompt and new tokens.
-    ids: Vec<i64>,
-    prompt_length: usize,
-    max_new_tokens: usize,
+    pub(super) ids: Vec<i64>,
+    pub(super) prompt_length: usize,
+    pub(super) max_new_tokens: usize,
     seed: [u8; 32],
     finished: bool,
 }
@@ -113,29 +109,36 @@ impl Generator<'_> {
         prompts: &[Vec<i64>],
         on_done: &mut OnDone<'_>,
     ) -> Result<(), LmError> {
-        let mut usable = Vec::new();
+        let mut rows = Vec::new();
         for (index, prompt) in prompts.iter().enumerate() {
-            match self.refusal(prompt) {
-                None => usable.push(index),
-                Some(error) => {
-                    if on_done(index, Err(error)).is_break() {
+            let refused = match self.refusal(prompt) {
+                Some(error) => Some(Err(error)),
+                None if self.options.max_new_tokens == 0 => Some(Ok((Vec::new(), Finish::Length))),
+                None => None,
+            };
+            match refused {
+                None => rows.push(self.row(index, prompt)),
+                Some(result) => {
+                    if on_done(index, result).is_break() {
                         return Ok(());
                     }
                 }
             }
         }
-        let lengths: Vec<usize> = usable.iter().map(|&index| prompts[index].len()).collect();
-        for batch in plan_batches(&lengths, self.options.batch_size) {
-            let rows = batch
-                .into_iter()
-                .map(|at| self.row(usable[at], &prompts[usable[at]]))
-                .collect();
-            let flow = guard(|| tch::no_grad(|| Ok(self.run_batch(rows, on_done))))?;
-            if flow.is_break() {
-                break;
-            }
+        if rows.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        // Longest first: a prompt that does not fit into memory shows at once, and the last rows under way are short.
+        rows.sort_by_key(|row| Reverse(row.prompt_length));
+        let queue = VecDeque::from(rows);
+        guard(|| {
+            tch::no_grad(|| {
+                if cuda::continues(self) {
+                    return cuda::continue_rows(self, queue, on_done);
+                }
+                self.run_plain(queue, on_done).map(|_| ())
+            })
+        })
     }
 
     /// Why a prompt cannot be continued by even one token.
@@ -168,95 +171,124 @@ impl Generator<'_> {
         }
     }
 
-    fn run_batch(&self, mut rows: Vec<Row>, on_done: &mut OnDone<'_>) -> ControlFlow<()> {
-        // Rows that are done grow on until they leave, so each gets room for all steps of the batch.
-        let longest = rows.iter().map(|row| row.prompt_length).max().unwrap_or(0);
-        let steps = rows.iter().map(|row| row.max_new_tokens).max().unwrap_or(0);
-        let capacity = (longest + steps) as i64;
+    /// With plain operations, on any device.
+    fn run_plain(
+        &self,
+        mut queue: VecDeque<Row>,
+        on_done: &mut OnDone<'_>,
+    ) -> Result<ControlFlow<()>, LmError> {
         let placement = self.decoder.placement();
-        let mut cache = KvCache::new(self.config, placement, rows.len(), capacity);
-        let mut hidden = self.prefill(&rows, &mut cache);
+        let longest = queue
+            .iter()
+            .map(|row| row.prompt_length + row.max_new_tokens);
+        let capacity = longest.max().unwrap_or(1) as i64;
+        let slots = self.options.batch_size.clamp(1, queue.len().max(1));
+        let mut cache = KvCache::new(self.config, placement, slots, capacity);
+        let mut rows: Vec<Row> = queue.drain(..slots.min(queue.len())).collect();
+        let mut admitted: Vec<usize> = (0..rows.len()).collect();
         loop {
-            self.choose_tokens(&hidden, &mut rows, on_done)?;
-            let running = rows.iter().filter(|row| !row.finished).count();
-            if running == 0 {
-                return ControlFlow::Continue(());
+            while !admitted.is_empty() {
+                let hidden = self.prefill(&rows, &admitted, &mut cache)?;
+                if self
+                    .choose_tokens(&hidden, &mut rows, &admitted, on_done)
+                    .is_break()
+                {
+                    return Ok(ControlFlow::Break(()));
+                }
+                admitted = refill(&mut rows, &mut queue);
+            }
+            let running: Vec<usize> = (0..rows.len()).filter(|&row| !rows[row].finished).collect();
+            if running.is_empty() {
+                return Ok(ControlFlow::Continue(()));
             }
             // Rows that are done leave when they are half of the batch: copying the cache each time would cost more.
-            if running * 2 <= rows.len() {
-                let kept: Vec<usize> = (0..rows.len()).filter(|&row| !rows[row].finished).collect();
-                cache.compact(&kept);
+            if running.len() * 2 <= rows.len() {
+                cache.compact(&running);
                 rows.retain(|row| !row.finished);
             }
             let last: Vec<i64> = rows
                 .iter()
                 .filter_map(|row| row.ids.last().copied())
                 .collect();
-            let step = cache.step();
+            let growing: Vec<bool> = rows.iter().map(|row| !row.finished).collect();
+            let step = cache.step(&growing);
             let ids = Tensor::from_slice(&last).to_device(placement.device);
-            hidden = self
+            let hidden = self
                 .decoder
                 .forward_with(&ids, &step.positions, |layer, q, k, v| {
                     cache.attend(layer, &step, q, k, v)
                 });
+            let all: Vec<usize> = (0..rows.len()).collect();
+            if self
+                .choose_tokens(&hidden, &mut rows, &all, on_done)
+                .is_break()
+            {
+                return Ok(ControlFlow::Break(()));
+            }
+            admitted = refill(&mut rows, &mut queue);
         }
     }
 
-    /// Fills the cache from the prompts. Returns the hidden state of each prompt's last token, [B, hidden].
-    fn prefill(&self, rows: &[Row], cache: &mut KvCache) -> Tensor {
+    /// Fills the cache from the prompts of the rows `admitted`. Returns the hidden state of each one's last token,
+    /// [admitted, hidden].
+    fn prefill(
+        &self,
+        rows: &[Row],
+        admitted: &[usize],
+        cache: &mut KvCache,
+    ) -> Result<Tensor, LmError> {
         const TOKENS_AT_ONCE: usize = 8192;
         let mut last_states = Vec::new();
-        let mut first = 0;
-        while first < rows.len() {
+        let mut rest = admitted;
+        while !rest.is_empty() {
             let mut tokens = 0;
-            let part: Vec<&[i64]> = rows[first..]
-                .iter()
-                .map(|row| &row.ids[..])
-                .take_while(|ids| {
-                    let fits = tokens == 0 || tokens + ids.len() <= TOKENS_AT_ONCE;
-                    tokens += ids.len();
-                    fits
-                })
-                .collect();
-            let batch = Batch::pack(&part, self.decoder.placement().device);
-            let hidden =
-                self.decoder
-                    .forward_with(&batch.ids, &batch.positions, |layer, q, k, v| {
-                        for (offset, bounds) in batch.cu_seqlens.windows(2).enumerate() {
-                            let own = |x: &Tensor| x.narrow(0, bounds[0], bounds[1] - bounds[0]);
-                            cache.fill(layer, first + offset, &own(k), &own(v));
-                        }
-                        attention::causal_varlen(q, k, v, &batch.cu_seqlens)
-                    });
+            let fitting = rest.iter().take_while(|&&row| {
+                let fits = tokens == 0 || tokens + rows[row].ids.len() <= TOKENS_AT_ONCE;
+                tokens += rows[row].ids.len();
+                fits
+            });
+            let (part, behind) = rest.split_at(fitting.count());
+            rest = behind;
+            let prompts: Vec<&[i64]> = part.iter().map(|&row| &rows[row].ids[..]).collect();
+            let batch = Batch::pack(&prompts, self.decoder.placement().device);
             let ends: Vec<i64> = batch.cu_seqlens[1..].iter().map(|end| end - 1).collect();
-            let ends = Tensor::from_slice(&ends).to_device(hidden.device());
-            last_states.push(hidden.index_select(0, &ends));
-            first += part.len();
+            let ends = Tensor::from_slice(&ends).to_device(batch.ids.device());
+            let attend = |layer, q: &Tensor, k: &Tensor, v: &Tensor| {
+                for (row, bounds) in part.iter().zip(batch.cu_seqlens.windows(2)) {
+                    let own = |x: &Tensor| x.narrow(0, bounds[0], bounds[1] - bounds[0]);
+                    cache.fill(layer, *row, &own(k), &own(v));
+                }
+                Ok(attention::causal_varlen(q, k, v, &batch.cu_seqlens))
+            };
+            last_states.push(
+                self.decoder
+                    .infer(&batch.ids, &batch.positions, &ends, attend)?,
+            );
         }
-        Tensor::cat(&last_states, 0)
+        Ok(Tensor::cat(&last_states, 0))
     }
 
-    /// Adds the next token to every running row, or finishes it.
+    /// Adds the next token to those of the rows `at` that are running, or finishes them. `hidden`: [at, hidden].
     fn choose_tokens(
         &self,
         hidden: &Tensor,
         rows: &mut [Row],
+        at: &[usize],
         on_done: &mut OnDone<'_>,
     ) -> ControlFlow<()> {
-        let histories: Vec<History<'_>> = rows.iter().map(Row::history).collect();
+        let histories: Vec<History<'_>> = at.iter().map(|&row| rows[row].history()).collect();
         let logits = self.decoder.logits(hidden);
         let tokens = self
             .options
             .sample
             .next_tokens(&logits, &histories, self.stop_ids);
-        for (position, row) in (0..).zip(rows) {
+        for (position, &row) in (0..).zip(at) {
+            let row = &mut rows[row];
             if row.finished {
                 continue;
             }
             let token = tokens.int64_value(&[position]);
-            let finish = if row.new_tokens() == row.max_new_tokens {
-                Some(Finish::Length)
-            } else if self.stop_ids.contains(&token) {
+            let finish = if self.stop_ids.contains(&token) {
                 Some(Finish::Stop)
             } else {
                 row.ids.push(token);
@@ -274,6 +306,20 @@ impl Generator<'_> {
     }
 }
 
+/// Puts waiting rows in the place of finished ones; where.
+fn refill(rows: &mut [Row], queue: &mut VecDeque<Row>) -> Vec<usize> {
+    let mut admitted = Vec::new();
+    for (at, row) in rows.iter_mut().enumerate() {
+        if row.finished
+            && let Some(next) = queue.pop_front()
+        {
+            *row = next;
+            admitted.push(at);
+        }
+    }
+    admitted
+}
+
 impl Row {
     fn new_tokens(&self) -> usize {
         self.ids.len() - self.prompt_length
@@ -286,18 +332,11 @@ impl Row {
             seed: self.seed,
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_are_longest_first_and_complete() {
-        assert_eq!(
-            plan_batches(&[3, 9, 1, 9, 5], 2),
-            [vec![1, 3], vec![4, 0], vec![2]]
-        );
-        assert!(plan_batches(&[], 4).is_empty());
+    /// The random stream of all its new tokens.
+    pub(super) fn draws(&self) -> Vec<f64> {
+        (0..self.max_new_tokens)
+            .map(|step| uniform(&self.seed, step))
+            .collect()
     }
 }

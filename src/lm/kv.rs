@@ -56,8 +56,8 @@ impl KvCache {
         self.lengths[row] = length;
     }
 
-    /// Prepares a step that adds one token to every row.
-    pub(super) fn step(&mut self) -> Step {
+    /// Prepares a step that adds one token to every row that is `growing`; what is computed for the others is not kept.
+    pub(super) fn step(&mut self, growing: &[bool]) -> Step {
         let device = self.placement.device;
         let lengths = Tensor::from_slice(&self.lengths);
         let longest = self.lengths.iter().max().map_or(0, |length| length + 1);
@@ -74,8 +74,8 @@ impl KvCache {
             .masked_fill(&behind, f64::NEG_INFINITY)
             .to_kind(self.placement.kind)
             .view([-1, 1, 1, longest]);
-        for length in &mut self.lengths {
-            *length += 1;
+        for (length, growing) in self.lengths.iter_mut().zip(growing) {
+            *length += i64::from(*growing);
         }
         Step {
             positions: lengths.to_device(device),

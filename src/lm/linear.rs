@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::cuda::Dequantise;
 use super::lora::LoraUpdate;
 use super::weights::{LinearWeight, Weights};
-use super::{Int8, LmError, Nf4, Placement};
+use super::{Fp8, Int8, LmError, Nf4, Placement};
 
 /// How the weights of the linear layers are rounded. Embedding, head and norms always stay as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -17,6 +18,9 @@ pub enum Quantization {
     Nf4,
     /// 8-bit integers, scaled row by row.
     Int8,
+    /// 8-bit floating point (e4m3), scaled row by row. A GPU that multiplies it does so in inference, rounding the other
+    /// operand too; elsewhere the weight is decoded.
+    Fp8,
 }
 
 /// `y = x · weightᵀ`, plus the update of an adapter.
@@ -48,6 +52,7 @@ enum Weight {
 enum Packed {
     Nf4(Nf4),
     Int8(Int8),
+    Fp8(Fp8),
 }
 
 impl Linear {
@@ -173,13 +178,18 @@ impl Linear {
         let Weight::Dense(weight) = &self.weight else {
             return Ok(());
         };
+        if quantization == Quantization::Fp8 {
+            // Rows are rounded by themselves anyway, and one product can then serve all parts.
+            self.weight = Weight::Packed(vec![Packed::Fp8(Fp8::encode(weight)?)]);
+            return Ok(());
+        }
         let mut packed = Vec::new();
         let mut row = 0;
         for part in &self.parts {
             let rows = weight.f_narrow(0, row, part.out)?;
             row += part.out;
             packed.push(match quantization {
-                Quantization::None => return Ok(()),
+                Quantization::None | Quantization::Fp8 => return Ok(()),
                 Quantization::Nf4 => Packed::Nf4(Nf4::encode(&rows, true)?),
                 Quantization::Int8 => Packed::Int8(Int8::encode(&rows)?),
             });
@@ -188,9 +198,82 @@ impl Linear {
         Ok(())
     }
 
+    /// The dense weight, where it is held as such.
+    pub(super) fn dense(&self) -> Option<&Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => Some(weight),
+            Weight::Packed(_) => None,
+        }
+    }
+
+    /// The packed 8-bit floating-point weight, where that is how it is held.
+    pub(super) fn fp8(&self) -> Option<&Fp8> {
+        match &self.weight {
+            Weight::Packed(parts) => match &parts[..] {
+                [Packed::Fp8(fp8)] => Some(fp8),
+                _ => None,
+            },
+            Weight::Dense(_) => None,
+        }
+    }
+
     /// Keeps the decoded weight instead of the packed one: the same numbers for more memory and no decoding.
     pub fn unpack(&mut self) {
         self.weight = Weight::Dense(self.weight());
+    }
+
+    /// Moves a dense weight into the front of a wider matrix [out, in + extra], whose last columns are the caller's, and
+    /// returns that; the layer goes on computing with the front. None for a packed weight.
+    pub(super) fn widen(&mut self, extra: i64) -> Result<Option<Tensor>, LmError> {
+        let Weight::Dense(weight) = &self.weight else {
+            return Ok(None);
+        };
+        let [out, inner] = weight.size()[..] else {
+            unreachable!("a linear weight has two dimensions")
+        };
+        let wide = Tensor::f_empty([out, inner + extra], (weight.kind(), weight.device()))?;
+        let mut front = wide.f_narrow(1, 0, inner)?;
+        front.f_copy_(weight)?;
+        self.weight = Weight::Dense(front);
+        Ok(Some(wide))
+    }
+
+    /// Whether [`Linear::decode_into`] can decode the weight; dense weights need not be decoded.
+    pub(super) fn decodes_in_a_kernel(&self) -> bool {
+        match &self.weight {
+            Weight::Dense(_) => true,
+            Weight::Packed(parts) => parts.iter().all(|part| match part {
+                Packed::Nf4(nf4) => Dequantise::fits(nf4),
+                Packed::Int8(int8) => int8.codes().size()[1] % 8 == 0,
+                Packed::Fp8(_) => false,
+            }),
+        }
+    }
+
+    /// Decodes a packed weight into the front of each row of `wide` [out, ≥ in].
+    pub(super) fn decode_into(
+        &self,
+        dequantise: &Dequantise,
+        wide: &Tensor,
+    ) -> Result<(), LmError> {
+        let Weight::Packed(weights) = &self.weight else {
+            return Ok(());
+        };
+        let mut row = 0;
+        for packed in weights {
+            let out = packed.rows();
+            let rows = wide.f_narrow(0, row, out)?;
+            row += out;
+            match packed {
+                Packed::Nf4(nf4) => dequantise.nf4(nf4, &rows)?,
+                Packed::Int8(int8) => dequantise.int8(int8, &rows)?,
+                Packed::Fp8(fp8) => {
+                    rows.narrow(1, 0, self.in_features)
+                        .f_copy_(&fp8.decode(self.placement.kind))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Replaces the update of an adapter.
@@ -212,10 +295,19 @@ impl Linear {
 }
 
 impl Packed {
+    fn rows(&self) -> i64 {
+        match self {
+            Self::Nf4(nf4) => nf4.shape()[0],
+            Self::Int8(int8) => int8.codes().size()[0],
+            Self::Fp8(fp8) => fp8.codes().size()[0],
+        }
+    }
+
     fn decode(&self, kind: Kind) -> Tensor {
         match self {
             Self::Nf4(nf4) => nf4.decode(kind),
             Self::Int8(int8) => int8.decode(kind),
+            Self::Fp8(fp8) => fp8.decode(kind),
         }
     }
 }

@@ -104,11 +104,7 @@ impl LanguageModel {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, LmError> {
-        let template = self.template.as_ref();
-        let none = || LmError::Template("the model has none; it is a base model".into());
-        template
-            .ok_or_else(none)?
-            .render(messages, add_generation_prompt)
+        ChatTemplate::of_model(self.template.as_ref())?.render(messages, add_generation_prompt)
     }
 
     /// Tokens that end a generation.

@@ -47,6 +47,26 @@ pub struct Nf4 {
     kind: Kind,
 }
 
+/// The tensors of an [`Nf4`].
+pub struct Nf4Operands<'a> {
+    /// u8 [ceil(n / 2)].
+    pub packed: &'a Tensor,
+    /// f32 [16].
+    pub values: &'a Tensor,
+    pub block: i64,
+    /// f32 [blocks], or u8 where they are quantised again.
+    pub scales: &'a Tensor,
+    pub nested: Option<NestedScales<'a>>,
+}
+
+/// How quantised scales are decoded: map[code] · absmax[index / block] + offset.
+pub struct NestedScales<'a> {
+    pub absmax: &'a Tensor,
+    pub map: &'a Tensor,
+    pub offset: f64,
+    pub block: i64,
+}
+
 enum Scales {
     /// f32 [blocks].
     Single(Tensor),
@@ -230,6 +250,35 @@ impl Nf4 {
 
     pub fn shape(&self) -> [i64; 2] {
         self.shape
+    }
+
+    /// What a kernel decodes the weight from.
+    pub fn operands(&self) -> Nf4Operands<'_> {
+        let (scales, nested) = match &self.scales {
+            Scales::Single(scales) => (scales, None),
+            Scales::Double {
+                codes,
+                absmax,
+                map,
+                offset,
+                block,
+            } => (
+                codes,
+                Some(NestedScales {
+                    absmax,
+                    map,
+                    offset: *offset,
+                    block: *block,
+                }),
+            ),
+        };
+        Nf4Operands {
+            packed: &self.packed,
+            values: &self.values,
+            block: self.block,
+            scales,
+            nested,
+        }
     }
 
     /// Bytes held.

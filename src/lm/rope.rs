@@ -58,6 +58,16 @@ impl Frequencies {
 }
 
 impl RotaryTable {
+    /// [T, 1, head_dim].
+    pub fn cos(&self) -> &Tensor {
+        &self.cos
+    }
+
+    /// [T, 1, head_dim], the first half negated.
+    pub fn signed_sin(&self) -> &Tensor {
+        &self.signed_sin
+    }
+
     /// Rotates every head. `x`: [T, heads, head_dim]. Each product is rounded to the model's kind before the sum, as the
     /// reference does: in bf16 a fused multiply-add picks other tokens at near ties.
     pub fn apply(&self, x: &Tensor) -> Tensor {

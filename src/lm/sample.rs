@@ -180,7 +180,8 @@ fn top_k(scores: &Tensor, k: usize) -> Tensor {
 }
 
 fn top_p(scores: &Tensor, p: f64) -> Tensor {
-    let (sorted, order) = scores.sort(1, false);
+    // Stable, so that of equals the first go first, on any device.
+    let (sorted, order) = scores.sort_stable(true, 1, false);
     let cumulative = sorted.softmax(1, Kind::Float).cumsum(1, Kind::Float);
     let removed = cumulative.le(1.0 - p);
     // The most likely token always stays.
@@ -191,7 +192,10 @@ fn top_p(scores: &Tensor, p: f64) -> Tensor {
 
 /// Draws from the softmax of each row by inverting its cumulative distribution. Returns i64 [B].
 fn draw(scores: &Tensor, rows: &[History<'_>]) -> Tensor {
-    let uniform: Vec<f64> = rows.iter().map(History::uniform).collect();
+    let uniform: Vec<f64> = rows
+        .iter()
+        .map(|row| uniform(&row.seed, row.new_tokens))
+        .collect();
     let uniform = Tensor::from_slice(&uniform)
         .to_device(scores.device())
         .unsqueeze(1);
@@ -203,15 +207,12 @@ fn draw(scores: &Tensor, rows: &[History<'_>]) -> Tensor {
         .sum_dim_intlist(1, false, Kind::Int64)
 }
 
-impl History<'_> {
-    /// Uniform in [0, 1), a function of the row's seed and the number of tokens it has.
-    fn uniform(&self) -> f64 {
-        let step = (self.new_tokens as u64).to_le_bytes();
-        let hash = blake3::keyed_hash(&self.seed, &step);
-        let mut bits = [0; 8];
-        bits.copy_from_slice(&hash.as_bytes()[..8]);
-        (u64::from_le_bytes(bits) >> 11) as f64 / (1_u64 << 53) as f64
-    }
+/// Uniform in [0, 1), a function of the row's seed and the number of new tokens it has.
+pub(super) fn uniform(seed: &[u8; 32], new_tokens: usize) -> f64 {
+    let hash = blake3::keyed_hash(seed, &(new_tokens as u64).to_le_bytes());
+    let mut bits = [0; 8];
+    bits.copy_from_slice(&hash.as_bytes()[..8]);
+    (u64::from_le_bytes(bits) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]

@@ -12,8 +12,10 @@ use tch::Tensor;
 use super::backward::{TrainBatch, accumulate_gradient, evaluate};
 use super::checkpoint::Checkpoint;
 use super::curve::{Best, CurveRow, best};
+use super::gpu_training::GpuTraining;
 use super::guard::guard;
 use super::loss::IGNORED;
+use super::train_identity::{check_examples, identity};
 use super::train_plan::{StepPlan, TrainPlan, split};
 use super::{
     AdamW, AdamWConfig, Adapter, Decoder, Example, LanguageModel, LearningRate, LmError,
@@ -114,7 +116,7 @@ pub(super) fn train_adapter(
     config.validate()?;
     check_examples(decoder, train, validation)?;
     let identity = identity(adapter.config(), train, validation, config);
-    let mut run = Run::new(adapter, train, validation, config, decoder);
+    let mut run = Run::new(adapter, train, validation, config, decoder, hooks)?;
     let resumed_from = run.resume(folder, &identity)?;
     if let Some(step) = resumed_from {
         hooks.log(&format!(
@@ -122,7 +124,7 @@ pub(super) fn train_adapter(
             run.plan.total()
         ));
     }
-    run.adapter.install(decoder, true)?;
+    run.install(decoder, true)?;
 
     loop {
         let advanced = run.advance(decoder, hooks);
@@ -139,14 +141,24 @@ pub(super) fn train_adapter(
     run.finish(decoder, resumed_from, hooks)
 }
 
+/// The loss of one pass.
+struct PartLoss {
+    /// Indices of examples.
+    part: Vec<usize>,
+    /// Trained tokens.
+    tokens: u64,
+    /// f64 []: the sum of their losses, where it was computed.
+    sum: Tensor,
+}
+
 /// What [`Run::advance`] did.
-enum Progress {
+pub(super) enum Progress {
     Stepped,
     Finished,
 }
 
 /// A run between two steps.
-struct Run<'a> {
+pub(super) struct Run<'a> {
     config: &'a TrainConfig,
     train: &'a [Example],
     validation: &'a [Example],
@@ -161,18 +173,22 @@ struct Run<'a> {
     max_tokens: u64,
     /// Bytes that graphs kept for the backward pass may take.
     kept_bytes: u64,
+    /// Computes the gradient where the model runs on a GPU that has kernels for it.
+    gpu: Option<GpuTraining>,
 }
 
 impl<'a> Run<'a> {
-    fn new(
+    pub(super) fn new(
         adapter: Adapter,
         train: &'a [Example],
         validation: &'a [Example],
         config: &'a TrainConfig,
-        decoder: &Decoder,
-    ) -> Self {
+        decoder: &mut Decoder,
+        hooks: &mut dyn TrainHooks,
+    ) -> Result<Self, LmError> {
         let device = decoder.placement().device;
         let plan = TrainPlan::new(train, config);
+        let gpu = GpuTraining::start(decoder, &adapter, config, hooks)?;
         let total_steps = plan.total();
         let parameters = adapter.parameters();
         let eight_bit = match config.optimizer {
@@ -184,7 +200,11 @@ impl<'a> Run<'a> {
             ..AdamWConfig::default()
         };
         let len = parameters.values().size()[0];
-        Self {
+        let batches = plan.micro_batches();
+        let most = batches.map(|batch| tokens_of(batch, train)).max();
+        let longest = train.iter().map(|example| example.ids.len() as u64).max();
+        let gpu = gpu.map(|gpu| gpu.fit(most.unwrap_or(1), longest.unwrap_or(1)));
+        Ok(Self {
             config,
             train,
             validation,
@@ -199,16 +219,36 @@ impl<'a> Run<'a> {
             optimizer: AdamW::new(adamw, len, eight_bit, device),
             best_values: None,
             curve: Vec::new(),
-            max_tokens: match decoder.placement().is_cpu() {
-                true => CPU_TOKENS,
-                false => u64::MAX,
+            max_tokens: match &gpu {
+                Some(gpu) => gpu.max_tokens(),
+                None if decoder.placement().is_cpu() => CPU_TOKENS,
+                None => u64::MAX,
             },
             kept_bytes: match config.recompute {
                 Recompute::None => u64::MAX,
                 Recompute::Full => 0,
                 Recompute::Auto => memory::available(device).unwrap_or(0) / 2,
             },
+            gpu,
+        })
+    }
+
+    /// Makes the model compute with the present adapter. `training` switches dropout on.
+    pub(super) fn install(&self, decoder: &mut Decoder, training: bool) -> Result<(), LmError> {
+        match &self.gpu {
+            // The engine takes dropout with each pass.
+            Some(gpu) => gpu.engine().install(&self.adapter),
+            None => self.adapter.install(decoder, training),
         }
+    }
+
+    pub(super) fn gpu_mut(&mut self) -> Option<&mut GpuTraining> {
+        self.gpu.as_mut()
+    }
+
+    /// The most tokens of one forward pass.
+    pub(super) fn max_tokens(&self) -> u64 {
+        self.max_tokens
     }
 
     /// Steps done.
@@ -254,7 +294,7 @@ impl<'a> Run<'a> {
 
     /// Does what is due: the evaluation of the last step, and the next step unless the run ends here. Stopped in the
     /// middle of either it is as if that had not begun.
-    fn advance(
+    pub(super) fn advance(
         &mut self,
         decoder: &mut Decoder,
         hooks: &mut dyn TrainHooks,
@@ -286,9 +326,9 @@ impl<'a> Run<'a> {
         decoder: &mut Decoder,
         hooks: &mut dyn TrainHooks,
     ) -> Result<(), LmError> {
-        self.adapter.install(decoder, false)?;
+        self.install(decoder, false)?;
         let loss = self.validation_loss(decoder, hooks);
-        self.adapter.install(decoder, true)?;
+        self.install(decoder, true)?;
         let (loss, step) = (loss?, self.done());
         if let Some(row) = self.curve.last_mut() {
             row.eval_loss = Some(loss);
@@ -316,7 +356,10 @@ impl<'a> Run<'a> {
             let examples: Vec<&Example> =
                 part.iter().map(|&index| &self.validation[index]).collect();
             let batch = TrainBatch::pack(&examples, decoder);
-            let loss = evaluate(decoder, &batch)?;
+            let loss = match &self.gpu {
+                Some(gpu) => gpu.evaluate(decoder, &self.adapter, &batch)?,
+                None => evaluate(decoder, &batch)?,
+            };
             if !loss.is_finite() {
                 return Err(self.non_finite("validation loss", loss, &examples));
             }
@@ -329,7 +372,7 @@ impl<'a> Run<'a> {
     fn step(&mut self, decoder: &mut Decoder, hooks: &mut dyn TrainHooks) -> Result<(), LmError> {
         let step = self.done() + 1;
         let start = Instant::now();
-        let (loss, trained) = loop {
+        let losses = loop {
             match self.gradient(step, decoder, hooks) {
                 Err(error) if error.is_out_of_memory() && self.relieve(step) => {
                     hooks.log(&format!(
@@ -339,24 +382,12 @@ impl<'a> Run<'a> {
                 outcome => break outcome?,
             }
         };
-        let plan = self.plan.step(step);
-        let parameters = self.adapter.parameters();
-        let mut gradients = parameters.gradients();
-        let _ = gradients.f_div_scalar_(trained as f64)?;
-        let grad_norm = gradients.f_norm()?.double_value(&[]);
-        if !grad_norm.is_finite() {
-            let rows: Vec<&Example> = examples(plan, self.train).collect();
-            return Err(self.non_finite("norm of the gradient", grad_norm, &rows));
-        }
-        let clip = self.config.max_grad_norm / (grad_norm + 1e-6);
-        if clip < 1.0 {
-            let _ = gradients.f_mul_scalar_(clip)?;
-        }
         let learning_rate = self.rate.at(step);
-        self.optimizer
-            .step(&mut parameters.values(), &gradients, learning_rate)?;
-        self.adapter.install(decoder, true)?;
+        let grad_norm = self.update(step, &losses, learning_rate)?;
+        let (loss, trained) = self.check_losses(step, &losses, grad_norm)?;
+        self.install(decoder, true)?;
 
+        let plan = self.plan.step(step);
         let processed: usize = examples(plan, self.train)
             .map(|example| example.ids.len())
             .sum();
@@ -376,20 +407,86 @@ impl<'a> Run<'a> {
             learning_rate,
             grad_norm,
             tokens: trained,
+            processed: processed as u64,
             tokens_per_second: processed as f64 / start.elapsed().as_secs_f64(),
         });
         Ok(())
     }
 
-    /// Leaves the gradient of the summed token losses in the adapter; returns that sum and the trained tokens.
+    /// Moves the parameters along the gradient that [`Run::gradient`] left; returns its norm.
+    fn update(
+        &mut self,
+        step: u64,
+        losses: &[PartLoss],
+        learning_rate: f64,
+    ) -> Result<f64, LmError> {
+        let tokens: u64 = losses.iter().map(|loss| loss.tokens).sum();
+        let parameters = self.adapter.parameters();
+        let mut gradients = parameters.gradients();
+        let max_norm = self.config.max_grad_norm;
+        if let Some(gpu) = &self.gpu {
+            let optimizer = &mut self.optimizer;
+            let losses: Vec<&Tensor> = losses.iter().map(|loss| &loss.sum).collect();
+            return gpu.update(
+                optimizer,
+                parameters,
+                &losses,
+                tokens,
+                max_norm,
+                learning_rate,
+            );
+        }
+        let _ = gradients.f_div_scalar_(tokens as f64)?;
+        let grad_norm = gradients.f_norm()?.double_value(&[]);
+        // Before the parameters are touched.
+        self.check_losses(step, losses, grad_norm)?;
+        let clip = max_norm / (grad_norm + 1e-6);
+        if clip < 1.0 {
+            let _ = gradients.f_mul_scalar_(clip)?;
+        }
+        self.optimizer
+            .step(&mut parameters.values(), &gradients, learning_rate)?;
+        Ok(grad_norm)
+    }
+
+    /// The sum of the losses and the trained tokens of a step.
+    ///
+    /// # Errors
+    /// [`LmError::NonFinite`] with the rows of the first loss, or of the norm, that is no number.
+    fn check_losses(
+        &self,
+        step: u64,
+        losses: &[PartLoss],
+        grad_norm: f64,
+    ) -> Result<(f64, u64), LmError> {
+        let sums: Vec<&Tensor> = losses.iter().map(|loss| &loss.sum).collect();
+        // One look at the device for all of them.
+        let sums = Vec::<f64>::try_from(Tensor::f_stack(&sums, 0)?)?;
+        for (sum, loss) in sums.iter().zip(losses) {
+            if !sum.is_finite() {
+                let rows: Vec<&Example> = loss.part.iter().map(|&row| &self.train[row]).collect();
+                return Err(self.non_finite("loss", *sum, &rows));
+            }
+        }
+        if !grad_norm.is_finite() {
+            let rows: Vec<&Example> = examples(self.plan.step(step), self.train).collect();
+            return Err(self.non_finite("norm of the gradient", grad_norm, &rows));
+        }
+        Ok((
+            sums.iter().sum(),
+            losses.iter().map(|loss| loss.tokens).sum(),
+        ))
+    }
+
+    /// Leaves the gradient of the summed token losses in the adapter; returns the sums of its parts.
     fn gradient(
         &self,
         step: u64,
         decoder: &Decoder,
         hooks: &mut dyn TrainHooks,
-    ) -> Result<(f64, u64), LmError> {
+    ) -> Result<Vec<PartLoss>, LmError> {
         let _ = self.adapter.parameters().gradients().f_zero_()?;
-        let (mut sum, mut trained) = (0.0, 0);
+        let mut losses = Vec::new();
         let micro_batches = self.plan.step(step).micro_batches.iter();
         let parts = micro_batches.flat_map(|batch| split(batch, self.train, self.max_tokens));
         for (index, part) in parts.enumerate() {
@@ -398,16 +495,19 @@ impl<'a> Run<'a> {
             }
             let examples: Vec<&Example> = part.iter().map(|&index| &self.train[index]).collect();
             let batch = TrainBatch::pack(&examples, decoder);
-            let kept = self.kept_layers(decoder, batch.tokens());
             let seed = seeds::derive("micro-batch", &[self.config.seed, step, index as u64]);
-            let loss = guard(|| accumulate_gradient(decoder, &self.adapter, &batch, seed, kept))?;
-            if !loss.is_finite() {
-                return Err(self.non_finite("loss", loss, &examples));
-            }
-            sum += loss;
-            trained += batch.trained() as u64;
+            let sum = guard(|| match &self.gpu {
+                Some(gpu) => gpu.accumulate(decoder, &self.adapter, &batch, seed),
+                None => {
+                    let kept = self.kept_layers(decoder, batch.tokens());
+                    accumulate_gradient(decoder, &self.adapter, &batch, seed, kept)
+                        .map(Tensor::from)
+                }
+            })?;
+            let tokens = batch.trained() as u64;
+            losses.push(PartLoss { part, tokens, sum });
         }
-        Ok((sum, trained))
+        Ok(losses)
     }
 
     /// Layers whose graphs fit into memory.
@@ -431,6 +531,15 @@ impl<'a> Run<'a> {
             .iter()
             .flat_map(|batch| split(batch, self.train, self.max_tokens))
             .collect();
+        if let Some(gpu) = &mut self.gpu {
+            return match gpu.relieve() {
+                Some(max_tokens) => {
+                    self.max_tokens = max_tokens;
+                    true
+                }
+                None => false,
+            };
+        }
         if self.config.recompute == Recompute::Auto && self.kept_bytes > 0 {
             // Below this not even one layer of the longest part is kept.
             const NOTHING: u64 = 64 << 20;
@@ -477,6 +586,7 @@ impl<'a> Run<'a> {
             }
             _ => hooks.log("no validation examples: kept the adapter of the last step"),
         }
+        // The decoder computes by itself again.
         self.adapter.install(decoder, false)?;
         Ok(TrainReport {
             stopped_early: self.done() < self.plan.total(),
@@ -486,6 +596,10 @@ impl<'a> Run<'a> {
             resumed_from,
         })
     }
+}
+
+fn tokens_of(batch: &[usize], all: &[Example]) -> u64 {
+    batch.iter().map(|&index| all[index].ids.len() as u64).sum()
 }
 
 fn examples<'a>(plan: &StepPlan, all: &'a [Example]) -> impl Iterator<Item = &'a Example> {
@@ -509,57 +623,4 @@ fn graph_bytes(decoder: &Decoder) -> u64 {
         .sum();
     let norms = 6 * layer.linears()[0].in_features();
     (element * (linears + norms)) as u64
-}
-
-/// Everything the bits of a run follow from, but the base model, as a hash.
-fn identity(
-    lora: &LoraConfig,
-    train: &[Example],
-    validation: &[Example],
-    config: &TrainConfig,
-) -> String {
-    let settings = TrainConfig {
-        recompute: Recompute::Auto,
-        checkpoint_every: 1,
-        ..config.clone()
-    };
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(serde_json::json!([lora, settings]).to_string().as_bytes());
-    for examples in [train, validation] {
-        hasher.update(&(examples.len() as u64).to_le_bytes());
-        for example in examples {
-            hasher.update(&(example.ids.len() as u64).to_le_bytes());
-            for number in example.ids.iter().chain(&example.labels) {
-                hasher.update(&number.to_le_bytes());
-            }
-        }
-    }
-    hasher.finalize().to_hex().to_string()
-}
-
-fn check_examples(
-    decoder: &Decoder,
-    train: &[Example],
-    validation: &[Example],
-) -> Result<(), LmError> {
-    if train.is_empty() {
-        return Err(LmError::Training(
-            "there is no example to train on".to_owned(),
-        ));
-    }
-    let vocabulary = decoder.head_weight().size()[0];
-    for example in train.iter().chain(validation) {
-        let fits = example.ids.iter().all(|id| (0..vocabulary).contains(id))
-            && example
-                .labels
-                .iter()
-                .all(|label| *label == IGNORED || (0..vocabulary).contains(label));
-        if !fits || example.trained() == 0 || example.ids.len() != example.labels.len() {
-            return Err(LmError::Training(format!(
-                "example `{}` cannot be trained on",
-                example.id
-            )));
-        }
-    }
-    Ok(())
 }

@@ -44,6 +44,11 @@ pub struct TrainConfig {
     /// Evaluations without improvement after which training stops; 0 never stops it.
     pub early_stopping_patience: u64,
     pub recompute: Recompute,
+    /// Bytes that a GPU's tensors may take, weights included; all that is free where none is given. The result does not
+    /// depend on it beyond which elements dropout drops.
+    pub memory_limit: Option<u64>,
+    /// Use only kernels whose results have the same bits every time, on a GPU too.
+    pub deterministic: bool,
     /// A sequence of a batch is a block of several examples, which never attend to each other.
     pub packing: bool,
     /// Draw a new order in each epoch.
@@ -71,6 +76,8 @@ impl Default for TrainConfig {
             eval_every: 32,
             early_stopping_patience: 2,
             recompute: Recompute::Auto,
+            memory_limit: None,
+            deterministic: false,
             packing: false,
             shuffle: true,
             seed: 3407,
@@ -130,6 +137,8 @@ pub struct StepReport {
     /// Trained tokens.
     pub tokens: u64,
     /// All tokens that went through the model, prompts included.
+    pub processed: u64,
+    /// Of all tokens.
     pub tokens_per_second: f64,
 }
 

@@ -47,6 +47,11 @@ impl TrainPlan {
         self.steps.len() as u64
     }
 
+    /// All of the run.
+    pub(super) fn micro_batches(&self) -> impl Iterator<Item = &Vec<usize>> {
+        self.steps.iter().flat_map(|step| &step.micro_batches)
+    }
+
     /// `step` counts from 1.
     pub(super) fn step(&self, step: u64) -> &StepPlan {
         &self.steps[step as usize - 1]

@@ -26,7 +26,11 @@ enum Source {
         file: GgufFile,
         permuted: Option<PermutedHeads>,
     },
+    Random,
 }
+
+/// The standard deviation of random weights, that of freshly initialised models.
+const RANDOM_DEVIATION: f64 = 0.02;
 
 /// Llama GGUFs store each query and key head with its two rotary halves interleaved.
 struct PermutedHeads {
@@ -86,6 +90,14 @@ impl Weights {
         }
     }
 
+    /// A checkpoint that has every tensor of every shape: matrices of normal numbers, vectors of ones.
+    pub(super) fn random() -> Self {
+        Self {
+            path: PathBuf::from("random"),
+            source: Source::Random,
+        }
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -96,6 +108,7 @@ impl Weights {
             Source::Gguf { file, .. } => {
                 gguf_name(name).is_some_and(|name| file.shape(&name).is_some())
             }
+            Source::Random => false,
         }
     }
 
@@ -106,6 +119,13 @@ impl Weights {
         shape: &[i64],
         placement: Placement,
     ) -> Result<Tensor, LmError> {
+        if matches!(self.source, Source::Random) {
+            let options = (placement.kind, placement.device);
+            return match shape.len() {
+                1 => Ok(Tensor::f_ones(shape, options)?),
+                _ => Ok(Tensor::f_empty(shape, options)?.f_normal_(0.0, RANDOM_DEVIATION)?),
+            };
+        }
         let tensor = self.stored(name)?;
         if tensor.size() != shape {
             return Err(LmError::Shape {
@@ -183,6 +203,7 @@ impl Weights {
                     None => Ok(tensor),
                 }
             }
+            Source::Random => Err(missing()),
         }
     }
 }

@@ -8,8 +8,12 @@ use super::{OpError, Problem};
 use crate::config::{Columns, Param, ParamKind};
 use crate::graph::{Node, Resources};
 
-/// Precision of frozen weights: as stored, row-wise 8 bit, or 4-bit NormalFloat with double quantisation.
-pub(super) const PRECISION_CHOICES: [&str; 3] = ["none", "int8", "nf4"];
+/// Precision of frozen weights: as stored, row-wise 8 bit (integers or floating point), or 4-bit NormalFloat with double
+/// quantisation.
+pub(super) const PRECISION_CHOICES: [&str; 4] = ["none", "int8", "fp8", "nf4"];
+
+/// Those of a base that an adapter is trained on.
+pub(super) const BASE_CHOICES: [&str; 3] = ["none", "int8", "nf4"];
 
 /// Precision of the arithmetic.
 pub(super) fn dtype_param() -> Param {
@@ -21,9 +25,9 @@ pub(super) fn dtype_param() -> Param {
     )
 }
 
-pub(super) fn quant_param(default: &str) -> Param {
+pub(super) fn quant_param(choices: &[&str], default: &str) -> Param {
     Param::default(
-        ParamKind::Choice(PRECISION_CHOICES.map(String::from).to_vec()),
+        ParamKind::Choice(choices.iter().copied().map(String::from).collect()),
         default,
         "Precision of the frozen weights.",
     )

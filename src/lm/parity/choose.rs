@@ -3,7 +3,7 @@
 use tch::Kind;
 
 use super::smollm2;
-use crate::lm::{Batch, Choice, Chooser, LanguageModel, Message};
+use crate::lm::{Batch, Choice, Chooser, LanguageModel, Message, Question};
 
 /// The log-probability of each answer, computed the long way.
 fn one_by_one(model: &LanguageModel, prompt: &str, answers: &[&str], end: bool) -> Vec<f64> {
@@ -66,4 +66,37 @@ fn chooser_equals_plain_scoring() {
     );
     assert!(plain.choose("", &single).is_err());
     insta::assert_snapshot!(plain.choose(&"a ".repeat(9000), &single).unwrap_err(), @"9001 tokens do not fit into the context of 8192");
+}
+
+#[test]
+fn questions_scored_together_are_scored_as_alone() {
+    let model = smollm2();
+    let prefix = "Here is a question. ";
+    let chooser = Chooser::new(&model, prefix).unwrap();
+    let encode = |text: &str| model.tokenizer.encode(text).unwrap();
+    let prompts = [
+        "Yes or no?",
+        "Is it 1, 12 or 3, and how do you know that? ",
+        "Well?",
+    ];
+    let answers = [&["yes", "no"][..], &["1", "12", "3"], &["not a", "not b"]];
+    let mut questions: Vec<Question> = prompts
+        .iter()
+        .zip(answers)
+        .map(|(rest, answers)| Question {
+            prompt: encode(&format!("{prefix}{rest}")),
+            answers: answers.iter().map(|answer| encode(answer)).collect(),
+        })
+        .collect();
+    questions.push(Question {
+        prompt: Vec::new(),
+        answers: vec![vec![1]],
+    });
+    let all: Vec<&Question> = questions.iter().collect();
+    let together = chooser.choose_many(&all).unwrap();
+    for ((rest, answers), found) in prompts.iter().zip(answers).zip(&together) {
+        let alone = chooser.choose(rest, answers).unwrap();
+        assert_equal(found.as_ref().unwrap(), &alone.log_probabilities);
+    }
+    insta::assert_snapshot!(together[3].as_ref().unwrap_err(), @"the prompt cannot be used: it is empty");
 }

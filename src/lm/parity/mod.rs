@@ -12,13 +12,14 @@ mod d_training;
 mod f_generate;
 mod g2_labels;
 mod g_text;
+mod gpu_engine;
 mod h_smollm2;
 
 use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
-use tch::{Device, Kind, Tensor};
+use tch::{Cuda, Device, Kind, Tensor};
 
 use super::safetensors_file::SafetensorsFile;
 use super::{
@@ -26,7 +27,7 @@ use super::{
 };
 
 /// The model families that have fixtures: `tiny_<family>/` and `<letter>_<family>_….`.
-const FAMILIES: [&str; 2] = ["qwen3", "llama"];
+pub(super) const FAMILIES: [&str; 2] = ["qwen3", "llama"];
 
 fn fixture(name: &str) -> PathBuf {
     let folder = std::env::var_os("FLOW_FIXTURES").map_or_else(
@@ -107,11 +108,29 @@ fn tensors(name: &str) -> impl Fn(&str) -> Tensor + use<> {
     move |tensor| file.tensor(tensor).unwrap()
 }
 
+/// The first GPU; None, said on the test's output, where there is none.
+fn gpu() -> Option<Device> {
+    super::device::prepare();
+    if Cuda::is_available() {
+        return Some(Device::Cuda(0));
+    }
+    #[expect(clippy::print_stderr, reason = "says that the test did not test")]
+    {
+        eprintln!("skipped: no GPU is visible");
+    }
+    None
+}
+
 fn tiny(family: &str, kind: Kind) -> (ModelConfig, Decoder) {
+    tiny_at(family, cpu(kind))
+}
+
+/// The tiny model of a family, anywhere.
+pub(super) fn tiny_at(family: &str, placement: Placement) -> (ModelConfig, Decoder) {
     let folder = fixture(&format!("tiny_{family}"));
     let config = ModelConfig::from_hf(&folder.join("config.json")).unwrap();
     let weights = Weights::open(&folder).unwrap();
-    let decoder = Decoder::load(&config, &weights, cpu(kind)).unwrap();
+    let decoder = Decoder::load(&config, &weights, placement).unwrap();
     (config, decoder)
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,13 +12,13 @@ use serde_json::Value;
 use super::Params;
 use crate::digest::derive_seed;
 use crate::lm::{
-    Adapter, Finish, GenerateOptions, LanguageModel, LmError, Message, SampleOptions,
+    Adapter, Completion, Finish, GenerateOptions, LanguageModel, LmError, Message, SampleOptions,
     check_template, generate, load_adapter, read_adapter,
 };
 use crate::ops::loaded::with_model;
 use crate::ops::{Cell, ColumnType, Context, OpError, Outputs, Table};
 
-/// One finished batch: its answers by row. Batches are always the same, whatever was finished before.
+/// What was answered to a row.
 #[derive(Serialize, Deserialize)]
 struct Answer {
     id: String,
@@ -112,84 +113,115 @@ fn answer_all(
     context: &Context,
     params: &Params,
     model: &LanguageModel,
-    mut prompts: Vec<(String, Vec<i64>)>,
+    prompts: Vec<(String, Vec<i64>)>,
     answers: &mut HashMap<String, Answer>,
     journal: &Path,
     total: u64,
 ) -> Result<(), OpError> {
     let decoding = &params.generation;
-    let sample = SampleOptions {
-        repetition_penalty: decoding.repetition_penalty,
-        no_repeat_ngram: decoding.no_repeat_ngram_size,
-        temperature: decoding.temperature,
-        top_k: decoding.top_k,
-        top_p: decoding.top_p,
-        ..SampleOptions::default()
+    let options = GenerateOptions {
+        max_new_tokens: decoding.max_new_tokens,
+        batch_size: params.batch_size,
+        sample: SampleOptions {
+            repetition_penalty: decoding.repetition_penalty,
+            no_repeat_ngram: decoding.no_repeat_ngram_size,
+            temperature: decoding.temperature,
+            top_k: decoding.top_k,
+            top_p: decoding.top_p,
+            seed: derive_seed(context.node.seed, "rows"),
+            ..SampleOptions::default()
+        },
     };
-    // Longest first: a prompt that does not fit into memory shows at once, and batches are of like lengths.
-    prompts.sort_by(|(a_id, a), (b_id, b)| b.len().cmp(&a.len()).then_with(|| a_id.cmp(b_id)));
-    let mut tokens: u64 = 0;
-    let started = std::time::Instant::now();
-    for (number, batch) in prompts.chunks(params.batch_size).enumerate() {
-        context.check_cancelled()?;
-        if batch.iter().all(|(id, _)| answers.contains_key(id)) {
-            continue;
-        }
-        let ids: Vec<Vec<i64>> = batch.iter().map(|(_, ids)| ids.clone()).collect();
-        let seed = derive_seed(context.node.seed, &format!("batch {number}"));
-        let options = GenerateOptions {
-            max_new_tokens: decoding.max_new_tokens,
-            batch_size: params.batch_size,
-            sample: SampleOptions {
-                seed,
-                ..sample.clone()
-            },
-        };
-        let mut completions = Vec::with_capacity(batch.len());
-        generate(model, &ids, &options, &mut |index, completion| {
-            completions.push((index, completion));
-            if context.cancel.is_cancelled() {
+    let (ids, prompts): (Vec<String>, Vec<Vec<i64>>) = prompts
+        .into_iter()
+        .filter(|(id, _)| !answers.contains_key(id))
+        .unzip();
+    let started = Instant::now();
+    let mut written = Journal::new(journal);
+    let mut tokens = 0;
+    let mut failure = None;
+    context.check_cancelled()?;
+    generate(model, &prompts, &options, &mut |index, completion| {
+        let id = &ids[index];
+        let kept = completion
+            .map_err(|error| OpError::new(format!("row `{id}`: {error}")))
+            .and_then(|completion| {
+                tokens += completion.ids.len() as u64;
+                let answer = Answer::new(id, &completion);
+                written.add(&answer)?;
+                answers.insert(id.clone(), answer);
+                let rate = tokens as f64 / started.elapsed().as_secs_f64();
+                let note = format!("{rate:.0} tokens/s");
+                context.progress(answers.len() as u64, total, "rows", note);
+                context.check_cancelled()
+            });
+        match kept {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failure = Some(error);
                 ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
             }
-        })?;
-        context.check_cancelled()?;
-        let mut lines = Vec::new();
-        for (index, completion) in completions {
-            let id = &batch[index].0;
-            let completion =
-                completion.map_err(|error| OpError::new(format!("row `{id}`: {error}")))?;
-            tokens += completion.ids.len() as u64;
-            let finish = match completion.finish {
-                Finish::Stop => "stop",
-                Finish::Length => "length",
-            };
-            let prediction = completion.text.trim().to_owned();
-            let answer = Answer {
-                id: id.clone(),
-                prediction,
-                tokens: completion.ids.len() as u64,
-                finish: finish.to_owned(),
-            };
-            serde_json::to_writer(&mut lines, &answer)
-                .map_err(|error| OpError::new(error.to_string()))?;
-            lines.push(b'\n');
-            answers.insert(id.clone(), answer);
         }
-        append(journal, &lines)?;
-        let rate = tokens as f64 / started.elapsed().as_secs_f64();
-        context.progress(
-            answers.len() as u64,
-            total,
-            "rows",
-            format!("{rate:.0} tokens/s"),
-        );
-    }
-    Ok(())
+    })?;
+    written.flush()?;
+    failure.map_or(Ok(()), Err)
 }
 
-/// Appends a whole batch with one write and makes it durable.
+impl Answer {
+    fn new(id: &str, completion: &Completion) -> Self {
+        let finish = match completion.finish {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+        };
+        Self {
+            id: id.to_owned(),
+            prediction: completion.text.trim().to_owned(),
+            tokens: completion.ids.len() as u64,
+            finish: finish.to_owned(),
+        }
+    }
+}
+
+/// Answers become durable at least this often.
+const WRITE_EVERY: Duration = Duration::from_secs(2);
+
+/// Collects answers and appends them to the file now and then.
+struct Journal<'a> {
+    path: &'a Path,
+    lines: Vec<u8>,
+    flushed: Instant,
+}
+
+impl<'a> Journal<'a> {
+    fn new(path: &'a Path) -> Self {
+        Self {
+            path,
+            lines: Vec::new(),
+            flushed: Instant::now(),
+        }
+    }
+
+    fn add(&mut self, answer: &Answer) -> Result<(), OpError> {
+        serde_json::to_writer(&mut self.lines, answer)
+            .map_err(|error| OpError::new(error.to_string()))?;
+        self.lines.push(b'\n');
+        match self.flushed.elapsed() >= WRITE_EVERY {
+            true => self.flush(),
+            false => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), OpError> {
+        if !self.lines.is_empty() {
+            append(self.path, &self.lines)?;
+            self.lines.clear();
+        }
+        self.flushed = Instant::now();
+        Ok(())
+    }
+}
+
+/// Appends whole lines with one write and makes it durable.
 fn append(path: &Path, lines: &[u8]) -> Result<(), OpError> {
     let mut file = fs_err::OpenOptions::new()
         .create(true)

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 #[cfg(feature = "torch")]
 pub use self::local::run;
-use super::language_model::{Chat, all_slots, dtype_param, quant_param};
+use super::language_model::{Chat, PRECISION_CHOICES, all_slots, dtype_param, quant_param};
 use super::{Op, Problem};
 use crate::config::{Columns, Interface, Param, ParamKind, Port};
 use crate::graph::{Node, Resources};
@@ -48,8 +48,9 @@ impl Op for Generate {
         "generate"
     }
 
+    /// 2: the random stream of a row depends on the node's seed and the prompt alone.
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn interface(&self) -> Interface {
@@ -105,7 +106,7 @@ impl Op for Generate {
                 Param::required(ParamKind::Model, "The model that answers."),
             ),
             ("chat", Chat::param()),
-            ("quant", quant_param("none")),
+            ("quant", quant_param(&PRECISION_CHOICES, "none")),
             ("dtype", dtype_param()),
             (
                 "batch_size",

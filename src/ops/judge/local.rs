@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
 use serde_json::Value;
 
 use super::prompt::{PromptTemplate, Rendered};
 use super::{Done, Job, Params, TRUNCATED};
 use crate::cache::Verdict;
-use crate::lm::{Chooser, LanguageModel, Message};
-use crate::ops::loaded::with_model;
+use crate::lm::{ChatTemplate, Chooser, LanguageModel, LmError, Message, Question, Tokenizer};
+use crate::ops::loaded::{judge_quant, with_model};
 use crate::ops::{Context, OpError};
 
 /// Verdicts become durable at least this often, so little is judged again after a crash.
@@ -21,68 +22,196 @@ pub(super) fn judge(
     jobs: &[Job],
     done: &mut Done<'_>,
 ) -> Result<(), OpError> {
-    with_model(context, "model", &params.quant, &params.dtype, |model| {
-        let limit = params.max_length.min(model.config.context as usize);
-        let prefix = shared_prefix(model, template, &jobs[0].prompt)?;
-        let (chooser, alone) = (Chooser::new(model, &prefix)?, Chooser::new(model, "")?);
-        let mut batch = Vec::new();
+    let quant = judge_quant(context, &params.quant, &params.dtype)?;
+    with_model(context, "model", quant, &params.dtype, |model| {
+        let prompter = Prompter::new(params, template, model);
+        let chooser = Chooser::new(model, &prompter.shared_prefix(&jobs[0].prompt)?)?;
+        // As many prompts as a few batches take: between them the run can be cancelled and verdicts become durable.
+        let window = if model.decoder.placement().is_cpu() {
+            8
+        } else {
+            512
+        };
+        let windows: Vec<&[Job]> = jobs.chunks(window).collect();
+        let mut judged = Vec::new();
         let mut committed = Instant::now();
-        for (index, job) in jobs.iter().enumerate() {
-            context.check_cancelled()?;
-            let (text, truncated) = fit(model, params, template, job, limit)?;
-            let choices: Vec<String> = job.prompt.choices.iter().map(i64::to_string).collect();
-            let choice = match text.strip_prefix(&prefix) {
-                Some(rest) => chooser.choose(rest, &choices)?,
-                None => alone.choose(&text, &choices)?,
-            };
-            let detail = if truncated {
-                TRUNCATED.to_owned()
-            } else {
-                String::new()
-            };
-            let verdict = Verdict {
-                choice: job.prompt.choices[choice.index],
-                probability: choice.probability,
-                detail,
-            };
-            batch.push((index, verdict));
-            if committed.elapsed() >= COMMIT_EVERY || index + 1 == jobs.len() {
-                done(&batch)?;
-                batch.clear();
+        let mut asked = prompter.ask_all(windows[0])?;
+        let mut outcome = Ok(());
+        for (number, jobs) in windows.iter().enumerate() {
+            // The next window's prompts are rendered and encoded while this one is scored.
+            let next = std::thread::scope(|scope| {
+                let next = windows
+                    .get(number + 1)
+                    .map(|jobs| scope.spawn(|| prompter.ask_all(jobs)));
+                let scored = score(&chooser, jobs, &asked, number * window, &mut judged);
+                let next = next.map(|next| match next.join() {
+                    Ok(asked) => asked,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                });
+                scored.and_then(|()| next.transpose())
+            });
+            let next = next.and_then(|next| context.check_cancelled().map(|()| next));
+            match next {
+                Ok(Some(next)) => asked = next,
+                Ok(None) => break,
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+            if committed.elapsed() >= COMMIT_EVERY {
+                done(&judged)?;
+                judged.clear();
                 committed = Instant::now();
             }
         }
-        Ok(())
+        // What was judged before a failure counts too.
+        if !judged.is_empty() {
+            done(&judged)?;
+        }
+        outcome
     })
 }
 
-fn messages(prompt: &Rendered) -> Vec<Message> {
-    let system = prompt.system.iter().map(Message::system);
-    system.chain([Message::user(&prompt.user)]).collect()
+/// Scores the prompts of a window whose first job is number `first` of all.
+fn score(
+    chooser: &Chooser<'_>,
+    jobs: &[Job],
+    asked: &[Asked],
+    first: usize,
+    judged: &mut Vec<(usize, Verdict)>,
+) -> Result<(), OpError> {
+    let questions: Vec<&Question> = asked.iter().map(|asked| &asked.question).collect();
+    let choices = chooser.choose_many(&questions)?;
+    for (at, (asked, choice)) in asked.iter().zip(choices).enumerate() {
+        let choice = choice.map_err(|error| about(&jobs[at], &error))?;
+        let verdict = Verdict {
+            choice: jobs[at].prompt.choices[choice.index],
+            probability: choice.probability,
+            detail: match asked.truncated {
+                true => TRUNCATED.to_owned(),
+                false => String::new(),
+            },
+        };
+        judged.push((first + at, verdict));
+    }
+    Ok(())
 }
 
-/// The text that every prompt of this template starts with: what two rows without a letter in common share.
-///
-/// It depends on the template alone, so a verdict does not depend on which other rows are judged beside it.
-fn shared_prefix(
-    model: &LanguageModel,
-    template: &PromptTemplate,
-    sample: &Rendered,
-) -> Result<String, OpError> {
-    let render = |filler: &str| -> Result<String, OpError> {
-        let rendered = template
-            .render(&filled(&sample.row, filler))
-            .map_err(OpError::new)?;
-        Ok(model.render(&messages(&rendered), true)?)
-    };
-    let (a, b) = (render("\u{1}")?, render("\u{2}")?);
-    let same = a
-        .char_indices()
-        .zip(b.chars())
-        .take_while(|((_, a), b)| a == b)
-        .map(|((at, a), _)| at + a.len_utf8())
-        .last();
-    Ok(a[..same.unwrap_or(0)].to_owned())
+fn about(job: &Job, error: &LmError) -> OpError {
+    OpError::new(format!("row `{}`: {error}", job.id))
+}
+
+/// What turns a job into tokens. Unlike the model it may be used by several threads.
+struct Prompter<'a> {
+    params: &'a Params,
+    template: &'a PromptTemplate,
+    chat: Option<&'a ChatTemplate>,
+    tokenizer: &'a Tokenizer,
+    /// Tokens that a prompt may have.
+    limit: usize,
+}
+
+/// A job as the model gets it.
+struct Asked {
+    question: Question,
+    truncated: bool,
+}
+
+impl<'a> Prompter<'a> {
+    fn new(params: &'a Params, template: &'a PromptTemplate, model: &'a LanguageModel) -> Self {
+        let limit = params.max_length.min(model.config.context as usize);
+        Self {
+            params,
+            template,
+            chat: model.template.as_ref(),
+            tokenizer: &model.tokenizer,
+            // The answer itself needs a few tokens behind the prompt.
+            limit: limit.saturating_sub(8),
+        }
+    }
+
+    fn ask_all(&self, jobs: &[Job]) -> Result<Vec<Asked>, OpError> {
+        jobs.par_iter().map(|job| self.ask(job)).collect()
+    }
+
+    fn ask(&self, job: &Job) -> Result<Asked, OpError> {
+        let (prompt, truncated) = self.fit(job)?;
+        let choices = job.prompt.choices.iter();
+        let answers = choices
+            .map(|choice| self.tokenizer.encode(&choice.to_string()))
+            .collect::<Result<_, _>>()?;
+        Ok(Asked {
+            question: Question { prompt, answers },
+            truncated,
+        })
+    }
+
+    fn render(&self, prompt: &Rendered) -> Result<String, OpError> {
+        let system = prompt.system.iter().map(Message::system);
+        let messages: Vec<Message> = system.chain([Message::user(&prompt.user)]).collect();
+        Ok(ChatTemplate::of_model(self.chat)?.render(&messages, true)?)
+    }
+
+    /// The text that every prompt of this template starts with: what two rows without a letter in common share.
+    ///
+    /// It depends on the template alone, so a verdict does not depend on which other rows are judged beside it.
+    fn shared_prefix(&self, sample: &Rendered) -> Result<String, OpError> {
+        let render = |filler: &str| -> Result<String, OpError> {
+            let rendered = self
+                .template
+                .render(&filled(&sample.row, filler))
+                .map_err(OpError::new)?;
+            self.render(&rendered)
+        };
+        let (a, b) = (render("\u{1}")?, render("\u{2}")?);
+        let same = a
+            .char_indices()
+            .zip(b.chars())
+            .take_while(|((_, a), b)| a == b)
+            .map(|((at, a), _)| at + a.len_utf8())
+            .last();
+        Ok(a[..same.unwrap_or(0)].to_owned())
+    }
+
+    /// The prompt's tokens; where they are more than the limit, the column `truncate` is cut until they fit.
+    fn fit(&self, job: &Job) -> Result<(Vec<i64>, bool), OpError> {
+        let encode = |prompt: &Rendered| -> Result<Vec<i64>, OpError> {
+            Ok(self.tokenizer.encode(&self.render(prompt)?)?)
+        };
+        let limit = self.limit;
+        let whole = encode(&job.prompt)?;
+        if whole.len() <= limit {
+            return Ok((whole, false));
+        }
+        let too_long = || {
+            OpError::with_help(
+                format!(
+                    "the prompt of row `{}` has {} tokens, {limit} fit",
+                    job.id,
+                    whole.len()
+                ),
+                "name the column to cut in `truncate`, or raise `max_length`",
+            )
+        };
+        let column = self.params.truncate.as_deref().ok_or_else(too_long)?;
+        // Bisection over the share that is kept: prompts grow with their texts.
+        let (mut low, mut high, mut best) = (0.0, 1.0, None);
+        for _ in 0..12 {
+            let keep = (low + high) / 2.0;
+            let shorter = self
+                .template
+                .render(&job.prompt.shortened(column, keep))
+                .map_err(OpError::new)?;
+            let tokens = encode(&shorter)?;
+            if tokens.len() <= limit {
+                (low, best) = (keep, Some(tokens));
+            } else {
+                high = keep;
+            }
+        }
+        best.map(|tokens| (tokens, true)).ok_or_else(too_long)
+    }
 }
 
 fn filled(row: &Value, filler: &str) -> Value {
@@ -99,50 +228,4 @@ fn filled(row: &Value, filler: &str) -> Value {
         ),
         other => other.clone(),
     }
-}
-
-/// The prompt's text; where it has more than `limit` tokens, the column `truncate` is cut until it fits.
-fn fit(
-    model: &LanguageModel,
-    params: &Params,
-    template: &PromptTemplate,
-    job: &Job,
-    limit: usize,
-) -> Result<(String, bool), OpError> {
-    let render = |prompt: &Rendered| -> Result<(String, usize), OpError> {
-        let text = model.render(&messages(prompt), true)?;
-        let tokens = model.tokenizer.encode(&text)?.len();
-        Ok((text, tokens))
-    };
-    // The answer itself needs a few tokens behind the prompt.
-    let limit = limit.saturating_sub(8);
-    let (text, tokens) = render(&job.prompt)?;
-    if tokens <= limit {
-        return Ok((text, false));
-    }
-    let too_long = || {
-        OpError::with_help(
-            format!(
-                "the prompt of row `{}` has {tokens} tokens, {limit} fit",
-                job.id
-            ),
-            "name the column to cut in `truncate`, or raise `max_length`",
-        )
-    };
-    let column = params.truncate.as_deref().ok_or_else(too_long)?;
-    // Bisection over the share that is kept: prompts grow with their texts.
-    let (mut low, mut high, mut best) = (0.0, 1.0, None);
-    for _ in 0..12 {
-        let keep = (low + high) / 2.0;
-        let shorter = template
-            .render(&job.prompt.shortened(column, keep))
-            .map_err(OpError::new)?;
-        let (text, tokens) = render(&shorter)?;
-        if tokens <= limit {
-            (low, best) = (keep, Some(text));
-        } else {
-            high = keep;
-        }
-    }
-    best.map(|text| (text, true)).ok_or_else(too_long)
 }

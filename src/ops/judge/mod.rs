@@ -16,7 +16,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use self::prompt::{PromptTemplate, Rendered};
-use super::language_model::{all_slots, dtype_param, missing_column, quant_param};
+use super::language_model::{
+    PRECISION_CHOICES, all_slots, dtype_param, missing_column, quant_param,
+};
 use super::{Cell, ColumnType, Context, Op, OpError, Outputs, Problem, Table};
 use crate::cache::Verdict;
 use crate::config::{Columns, Interface, Param, ParamKind, Port};
@@ -100,7 +102,7 @@ impl Op for Judge {
                     "Tokens of one prompt.",
                 ),
             ),
-            ("quant", quant_param("none")),
+            ("quant", quant_param(&PRECISION_CHOICES, "none")),
             ("dtype", dtype_param()),
         ]);
         let rows = Port::table("Rows to judge.", &[("id", "VARCHAR")]);

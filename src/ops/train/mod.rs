@@ -10,7 +10,7 @@ use serde_json::json;
 
 #[cfg(feature = "torch")]
 pub use self::local::run;
-use super::language_model::{Chat, all_slots, dtype_param, quant_param};
+use super::language_model::{BASE_CHOICES, Chat, all_slots, dtype_param, quant_param};
 use super::{Op, Problem};
 use crate::config::{Columns, Interface, Param, ParamKind, Port};
 use crate::graph::{Node, Resources};
@@ -132,7 +132,7 @@ impl Op for Train {
                 Param::required(ParamKind::Model, "The base model."),
             ),
             ("chat", Chat::param()),
-            ("quant", quant_param("nf4")),
+            ("quant", quant_param(&BASE_CHOICES, "nf4")),
             ("dtype", dtype_param()),
             (
                 "lora",
