@@ -14,6 +14,8 @@ pub fn random_model(
     placement: Placement,
 ) -> Option<Result<(ModelConfig, Decoder), LmError>> {
     let config = shape(name)?;
+    // The same weights every time: libtorch seeds its generators at random.
+    tch::manual_seed(1);
     let decoder = Decoder::load(&config, &Weights::random(), placement);
     Some(decoder.map(|decoder| (config, decoder)))
 }

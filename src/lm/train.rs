@@ -494,17 +494,18 @@ impl<'a> Run<'a> {
                 return Err(LmError::Cancelled);
             }
             let examples: Vec<&Example> = part.iter().map(|&index| &self.train[index]).collect();
-            let batch = TrainBatch::pack(&examples, decoder);
             let seed = seeds::derive("micro-batch", &[self.config.seed, step, index as u64]);
-            let sum = guard(|| match &self.gpu {
-                Some(gpu) => gpu.accumulate(decoder, &self.adapter, &batch, seed),
-                None => {
-                    let kept = self.kept_layers(decoder, batch.tokens());
-                    accumulate_gradient(decoder, &self.adapter, &batch, seed, kept)
-                        .map(Tensor::from)
-                }
+            let (sum, tokens) = guard(|| {
+                let batch = TrainBatch::pack(&examples, decoder);
+                let sum = match &self.gpu {
+                    Some(gpu) => gpu.accumulate(decoder, &self.adapter, &batch, seed)?,
+                    None => {
+                        let kept = self.kept_layers(decoder, batch.tokens());
+                        accumulate_gradient(decoder, &self.adapter, &batch, seed, kept)?.into()
+                    }
+                };
+                Ok((sum, batch.trained() as u64))
             })?;
-            let tokens = batch.trained() as u64;
             losses.push(PartLoss { part, tokens, sum });
         }
         Ok(losses)
