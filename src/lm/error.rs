@@ -190,7 +190,13 @@ impl LmError {
     }
 
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self, Self::Torch(text) if text.contains("out of memory") || text.contains("can't allocate memory"))
+        // The last is cuBLAS's, which takes memory of its own.
+        const SIGNS: [&str; 3] = [
+            "out of memory",
+            "can't allocate memory",
+            "STATUS_ALLOC_FAILED",
+        ];
+        matches!(self, Self::Torch(text) if SIGNS.iter().any(|sign| text.contains(sign)))
     }
 }
 

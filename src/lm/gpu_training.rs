@@ -3,7 +3,9 @@
 use tch::{Device, Kind, Tensor};
 
 use super::backward::TrainBatch;
-use super::cuda::{AdamWKernels, Fit, StepGradient, TrainEngine, memory_peak, unsuitable};
+use super::cuda::{
+    AdamWKernels, Fit, StepGradient, TrainEngine, empty_cache, memory_peak, unsuitable,
+};
 use super::{
     AdamW, Adapter, Decoder, FlatParameters, LmError, Recompute, TrainConfig, TrainHooks, memory,
 };
@@ -96,6 +98,8 @@ impl GpuTraining {
 
     /// Plans with less memory after it ran out, until the plan changes; None where there is nothing left to give up.
     pub(super) fn relieve(&mut self) -> Option<u64> {
+        // Blocks of the lengths that did not fit are of no use to the shorter ones.
+        empty_cache();
         let (before, footprint) = (self.fit, self.engine.footprint());
         while self.fit == before && self.budget > 0 {
             self.budget = self.budget / 5 * 4;

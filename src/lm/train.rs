@@ -535,7 +535,7 @@ impl<'a> Run<'a> {
         if let Some(gpu) = &mut self.gpu {
             return match gpu.relieve() {
                 Some(max_tokens) => {
-                    self.max_tokens = max_tokens;
+                    self.max_tokens = self.max_tokens.min(max_tokens);
                     true
                 }
                 None => false,

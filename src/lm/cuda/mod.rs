@@ -52,8 +52,8 @@ pub use lora::{Lora, LoraPart, LoraShape, Mask};
 pub use lora_grad::GradientArena;
 pub use module::{Argument, Kernel, Module, bf16_rows, gpu_name};
 pub use native::{
-    Attention, MemoryPeak, cudnn_attention, deterministic, flash_attention, memory_peak,
-    reset_memory_peak,
+    Attention, MemoryPeak, cudnn_attention, deterministic, empty_cache, flash_attention,
+    memory_peak, reset_memory_peak,
 };
 pub use norm::Norm;
 pub use profile::{Part, PartTimes, Profile};

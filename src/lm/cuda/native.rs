@@ -142,6 +142,13 @@ pub fn memory_peak(device: Device) -> Option<MemoryPeak> {
     })
 }
 
+/// Gives memory that no tensor holds back to the driver, from which others can take it.
+pub fn empty_cache() {
+    // Without an allocator there is nothing to give back.
+    #[expect(unsafe_code, reason = "calls into the allocator")]
+    let _ = check(unsafe { flow_empty_cache() });
+}
+
 /// Starts a new measurement of [`memory_peak`] and gives unused blocks back to the driver.
 pub fn reset_memory_peak(device: Device) {
     if let Some(index) = cuda_index(device) {
