@@ -71,8 +71,16 @@ pub(super) fn decode(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tenso
 pub(super) struct Varlen {
     /// Tokens of each sequence: queries and keys.
     lengths: Vec<(i64, i64)>,
-    /// i32 [B + 1] on the device, where its kernel reads them: ends of the queries and of the keys.
-    cumulative: Option<[Tensor; 2]>,
+    kernel: VarlenKernel,
+}
+
+enum VarlenKernel {
+    /// Plain attention, sequence by sequence.
+    None,
+    /// All sequences begin with their queries.
+    Own(cuda::Sequences),
+    /// i32 [B + 1]: the ends of the queries and of the keys.
+    Longer([Tensor; 2]),
 }
 
 impl Varlen {
@@ -83,37 +91,43 @@ impl Varlen {
         keys: &[i64],
         placement: Placement,
     ) -> Result<Self, LmError> {
-        let cumulative = |lengths: &[i64]| -> Result<Tensor, LmError> {
-            let mut end = 0_i64;
-            let ends = lengths.iter().map(|length| {
-                end += length;
-                end
-            });
-            let ends: Vec<i64> = std::iter::once(0).chain(ends).collect();
-            Ok(Tensor::from_slice(&ends)
-                .f_to_kind(Kind::Int)?
-                .f_to_device(placement.device)?)
+        let device = placement.device;
+        let kernel = if !placement.flash() {
+            VarlenKernel::None
+        } else if queries == keys {
+            VarlenKernel::Own(cuda::Sequences::new(&boundaries(queries), device, false)?)
+        } else {
+            let ends = |lengths: &[i64]| -> Result<Tensor, LmError> {
+                let ends = Tensor::from_slice(&boundaries(lengths));
+                Ok(ends.f_to_kind(Kind::Int)?.f_to_device(device)?)
+            };
+            VarlenKernel::Longer([ends(queries)?, ends(keys)?])
         };
         Ok(Self {
             lengths: queries.iter().copied().zip(keys.iter().copied()).collect(),
-            cumulative: match placement.flash() {
-                true => Some([cumulative(queries)?, cumulative(keys)?]),
-                false => None,
-            },
+            kernel,
         })
     }
 
     /// `q`: [Tq, heads, D]; `k`, `v`: [Tk, kv_heads, D]. Returns [Tq, heads · D].
+    ///
+    /// # Errors
+    /// What libtorch refuses.
     pub(super) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, LmError> {
-        let Some([queries, keys]) = &self.cumulative else {
-            return Ok(self.one_by_one(q, k, v));
-        };
-        let longest = self
-            .lengths
-            .iter()
-            .fold([0, 0], |[q, k], length| [q.max(length.0), k.max(length.1)]);
-        let attention = cuda::flash_attention([q, k, v], [queries, keys], longest, true)?;
-        Ok(attention.output.f_view([q.size()[0], -1])?)
+        match &self.kernel {
+            VarlenKernel::None => Ok(self.one_by_one(q, k, v)),
+            VarlenKernel::Own(sequences) => {
+                Ok(sequences.output(&sequences.forward(q, k, v, false)?))
+            }
+            VarlenKernel::Longer([queries, keys]) => {
+                let longest = self
+                    .lengths
+                    .iter()
+                    .fold([0, 0], |[q, k], length| [q.max(length.0), k.max(length.1)]);
+                let attention = cuda::flash_attention([q, k, v], [queries, keys], longest, true)?;
+                Ok(attention.output.f_view([q.size()[0], -1])?)
+            }
+        }
     }
 
     fn one_by_one(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
@@ -131,4 +145,14 @@ impl Varlen {
         });
         Tensor::cat(&outputs.collect::<Vec<_>>(), 0)
     }
+}
+
+/// 0 and the running sums of `lengths`.
+fn boundaries(lengths: &[i64]) -> Vec<i64> {
+    let mut end = 0;
+    let ends = lengths.iter().map(|length| {
+        end += length;
+        end
+    });
+    std::iter::once(0).chain(ends).collect()
 }

@@ -1,6 +1,7 @@
-//! Causal attention of a training step: cuDNN where all sequences have one length, flash attention otherwise.
+//! Causal attention over packed sequences, with gradient or without: cuDNN where all have one length, flash attention
+//! otherwise.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::native::{Attention, cudnn_attention, deterministic, flash_attention};
 use crate::lm::LmError;
@@ -22,17 +23,17 @@ pub struct Attended {
 }
 
 impl Sequences {
-    /// `boundaries`: B + 1 numbers from 0 to T; `like` says on which device. `deterministic`: gradients have the same
+    /// `boundaries`: B + 1 numbers from 0 to T. `deterministic`: gradients have the same
     /// bits every time.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(boundaries: &[i64], like: &Tensor, deterministic: bool) -> Result<Self, LmError> {
+    pub fn new(boundaries: &[i64], device: Device, deterministic: bool) -> Result<Self, LmError> {
         let longest = boundaries.windows(2).map(|pair| pair[1] - pair[0]).max();
         Ok(Self {
             cumulative: Tensor::from_slice(boundaries)
                 .f_to_kind(Kind::Int)?
-                .f_to_device(like.device())?,
+                .f_to_device(device)?,
             count: boundaries.len() as i64 - 1,
             longest: longest.unwrap_or(0),
             tokens: boundaries.last().copied().unwrap_or(0),

@@ -284,7 +284,7 @@ impl TrainEngine {
         Ok(Pass {
             decoder,
             parameters: adapter.parameters().values(),
-            sequences: Sequences::new(batch.boundaries, batch.ids, self.deterministic)?,
+            sequences: Sequences::new(batch.boundaries, batch.ids.device(), self.deterministic)?,
             rotary: &batch.rotary,
             seed,
             gradient: seed.is_some(),

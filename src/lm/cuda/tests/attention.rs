@@ -35,7 +35,7 @@ fn attention_and_its_backward_are_the_plain_ones_where_there_is_a_gpu() {
             let v = all.narrow(1, heads + kv_heads, kv_heads);
             let leaves = [&q, &k, &v].map(|x| wide(x).set_requires_grad(true));
             let expected = plain(&leaves[0], &leaves[1], &leaves[2], boundaries);
-            let sequences = Sequences::new(boundaries, &q, deterministic).unwrap();
+            let sequences = Sequences::new(boundaries, device, deterministic).unwrap();
             let attended = sequences.forward(&q, &k, &v, true).unwrap();
             let output = sequences.output(&attended);
             assert_near(&output, &expected.reshape([256, -1]), 1e-2);
