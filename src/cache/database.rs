@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use duckdb::{AccessMode, Config, Connection};
 
-use super::CacheError;
+use super::layout::Layout;
+use super::{CacheError, memory};
 
 /// How long to wait for another process that has the file open: it closes it after each commit.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -17,6 +18,9 @@ pub(super) const RETRY: Duration = Duration::from_millis(25);
 
 /// The same where there is something to show without the file.
 pub(super) const LITTLE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// All nodes share one database, which may hold this part of the free memory; models and sources need the rest.
+const MEMORY: u64 = 2;
 
 const SCHEMA: &str = "
     create table if not exists entries (seq bigint, fingerprint varchar, pipeline varchar, node varchar, op varchar,
@@ -30,6 +34,8 @@ const SCHEMA: &str = "
 #[derive(Debug)]
 pub(super) struct Database {
     path: PathBuf,
+    /// Where it writes what does not fit the memory; a folder of this process alone.
+    spill: PathBuf,
     writable: bool,
     patience: Duration,
     state: Mutex<State>,
@@ -49,9 +55,10 @@ pub(super) struct Lease<'a> {
 }
 
 impl Database {
-    pub(super) fn new(path: PathBuf, writable: bool) -> Self {
+    pub(super) fn new(layout: &Layout, writable: bool) -> Self {
         Self {
-            path,
+            path: layout.database(),
+            spill: layout.spill(),
             writable,
             patience: PATIENCE,
             state: Mutex::default(),
@@ -113,7 +120,9 @@ impl Database {
         let config = Config::default()
             .access_mode(mode)?
             .with("autoinstall_known_extensions", "false")?
-            .with("autoload_known_extensions", "false")?;
+            .with("autoload_known_extensions", "false")?
+            .max_memory(&format!("{}B", memory::share(MEMORY)))?
+            .with("temp_directory", self.spill.to_string_lossy())?;
         let connection = Connection::open_with_flags(&self.path, config)?;
         if self.writable {
             connection.execute_batch(SCHEMA)?;

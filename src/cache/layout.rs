@@ -71,6 +71,11 @@ impl Layout {
         self.root.join("tmp")
     }
 
+    /// What the database of this process does not hold in memory.
+    pub(super) fn spill(&self) -> PathBuf {
+        self.tmp().join(format!("spill-{}", std::process::id()))
+    }
+
     pub(super) fn lock(&self) -> PathBuf {
         self.root.join("run.lock")
     }

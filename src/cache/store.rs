@@ -89,7 +89,7 @@ impl Cache {
         lock: Option<RunLock>,
         patience: Duration,
     ) -> Result<Self, CacheError> {
-        let database = Database::new(layout.database(), writable).with_patience(patience);
+        let database = Database::new(&layout, writable).with_patience(patience);
         let database = Arc::new(database);
         let (index, snapshot) = match Snapshot::read(&layout) {
             Some((index, identity)) => (index, Some(identity)),

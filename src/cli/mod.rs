@@ -110,7 +110,7 @@ pub fn main(catalog: &Catalog, model_bench: Option<bench::ModelBench>) -> ExitCo
         Command::Sync(arguments) => sync::run(arguments, &output),
         Command::Export(arguments) => export::run(arguments, &output),
         Command::Cache(arguments) => cache::run(arguments, &output),
-        Command::Bench(arguments) => bench::run(arguments, model_bench, &output),
+        Command::Bench(arguments) => bench::run(arguments, catalog, model_bench, &output),
         Command::Schema(arguments) => schema::run(arguments, catalog, &output),
         Command::Completions(arguments) => completions::run(arguments, &output),
     };

@@ -25,6 +25,7 @@ pub mod suggest;
 mod tracking;
 mod yaml;
 
+pub use builtin::file as stage_file;
 pub use call::{Call, InputRef};
 pub use check::{Checker, describe};
 pub use diagnostic::{Diagnostic, Diagnostics, Problems};

@@ -7,13 +7,24 @@ use std::sync::{Mutex, PoisonError};
 
 use duckdb::{Config, Connection};
 
+use crate::cache::share_of_memory;
+
+/// A database to work in may hold this part of the free memory: it lives beside the cache's.
+const MEMORY: u64 = 4;
+
 /// Opens a database that never fetches or loads an extension behind the user's back; in memory without a `path`.
 pub(super) fn open(path: Option<&Path>) -> duckdb::Result<Connection> {
     let config = Config::default()
         .with("autoinstall_known_extensions", "false")?
         .with("autoload_known_extensions", "false")?;
     match path {
-        Some(path) => Connection::open_with_flags(path, config),
+        Some(path) => {
+            // Rows have no order there; keeping one would hold more of them in memory.
+            let config = config
+                .max_memory(&format!("{}B", share_of_memory(MEMORY)))?
+                .with("preserve_insertion_order", "false")?;
+            Connection::open_with_flags(path, config)
+        }
         None => Connection::open_in_memory_with_flags(config),
     }
 }

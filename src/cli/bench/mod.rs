@@ -1,5 +1,6 @@
 //! `flow bench`: how fast this machine is, and what fits its memory.
 
+mod data;
 mod generate;
 mod judge;
 #[cfg(feature = "torch")]
@@ -14,8 +15,9 @@ use clap::{Args, Subcommand};
 use super::error::{CliError, Exit};
 use super::handover;
 use super::output::Output;
+use crate::ops::Catalog;
 
-/// Measure this machine: training steps, judge and generation of a model
+/// Measure this machine: training steps, judge and generation of a model, the data stages
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -23,32 +25,41 @@ pub struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+enum Command {
+    #[command(flatten)]
+    Model(ModelCommand),
+    Data(data::Arguments),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModelCommand {
     Train(train::Arguments),
     Judge(judge::Arguments),
     Generate(generate::Arguments),
 }
 
 /// Runs the benchmarks that need a language model; only `flow-lm` has it.
-pub type ModelBench = fn(&Command, &Output) -> Result<Exit, CliError>;
+pub type ModelBench = fn(&ModelCommand, &Output) -> Result<Exit, CliError>;
 
 pub fn run(
     arguments: &Arguments,
+    catalog: &Catalog,
     model: Option<ModelBench>,
     output: &Output,
 ) -> Result<Exit, CliError> {
-    match model {
-        Some(model) => model(&arguments.command, output),
-        None => Err(handover::to_language_model()),
+    match (&arguments.command, model) {
+        (Command::Data(arguments), _) => data::run(arguments, catalog, output),
+        (Command::Model(command), Some(model)) => model(command, output),
+        (Command::Model(_), None) => Err(handover::to_language_model()),
     }
 }
 
 /// The [`ModelBench`] of `flow-lm`.
 #[cfg(feature = "torch")]
-pub fn with_model(command: &Command, output: &Output) -> Result<Exit, CliError> {
+pub fn with_model(command: &ModelCommand, output: &Output) -> Result<Exit, CliError> {
     match command {
-        Command::Train(arguments) => train::run(arguments, output),
-        Command::Judge(arguments) => judge::run(arguments, output),
-        Command::Generate(arguments) => generate::run(arguments, output),
+        ModelCommand::Train(arguments) => train::run(arguments, output),
+        ModelCommand::Judge(arguments) => judge::run(arguments, output),
+        ModelCommand::Generate(arguments) => generate::run(arguments, output),
     }
 }

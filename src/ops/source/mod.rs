@@ -129,7 +129,8 @@ pub fn run(ctx: &mut Context) -> Result<Outputs, OpError> {
 
     let database = ctx.scratch.join("source.duckdb");
     let rows = ctx.scratch.join("rows.parquet");
-    for leftover in [&database, &rows] {
+    let spill = ctx.scratch.join("source.duckdb.tmp");
+    for leftover in [&database, &rows, &spill] {
         remove(leftover)?;
     }
     let connection = checker::open(Some(&database))?;
@@ -160,6 +161,8 @@ pub fn run(ctx: &mut Context) -> Result<Outputs, OpError> {
         readers::text(&rows)
     ))?;
     drop(connection);
+    // Two copies of the data are enough.
+    remove(&database)?;
     ctx.give_query(
         "rows",
         &format!("select * from read_parquet({})", readers::text(&rows)),

@@ -10,12 +10,11 @@ use crate::cache::quote;
 use crate::config::{Columns, display, suggest};
 use crate::ops::{OpError, Problem};
 
-/// The table that [`Shape::make`] makes.
+/// The table or view that [`Shape::make`] makes.
 pub(super) const ROWS: &str = "rows";
 
 /// Names that the work needs beside the data's own.
 const BASE: &str = "flow base id";
-const HASH: &str = "flow row hash";
 const REPEAT: &str = "flow repeat";
 
 /// What the params mean for columns that are known.
@@ -150,7 +149,7 @@ impl<'a> Shape<'a> {
             .filter(|column| !column.0.eq_ignore_ascii_case("id"))
     }
 
-    /// Makes the table [`ROWS`] out of `raw`; `path` is for messages.
+    /// Makes [`ROWS`] out of `raw`; `path` is for messages.
     pub(super) fn make(
         &self,
         connection: &Connection,
@@ -169,7 +168,7 @@ impl<'a> Shape<'a> {
             format!("select count(*) from numbered where {} > 1", quote(REPEAT)),
         );
         report.repeated_ids = count(&repeated)?;
-        if count(ids)? != report.read {
+        if report.repeated_ids > 0 && count(ids)? != report.read {
             let message = format!(
                 "`{}` has ids such as `a` and `a#2` that cannot be told from numbered ones",
                 display(path)
@@ -190,19 +189,23 @@ impl<'a> Shape<'a> {
         connection.execute_batch(&format!(
             "create view kept as select * from numbered where {filled}"
         ))?;
-        let drawn = match self.params.limit {
-            Limit::All => "true".to_owned(),
-            Limit::Rows(limit) => sample::draw(
-                connection,
-                limit,
-                &self.params.limit_by,
-                &self.params.keep_together,
-                seed,
-            )?,
+        // All rows lie in a table already; a second copy of them would only cost.
+        let (made, drawn) = match self.params.limit {
+            Limit::All => ("view", "true".to_owned()),
+            Limit::Rows(limit) => (
+                "table",
+                sample::draw(
+                    connection,
+                    limit,
+                    &self.params.limit_by,
+                    &self.params.keep_together,
+                    seed,
+                )?,
+            ),
         };
         let names: Vec<String> = self.columns().iter().map(|(name, _)| quote(name)).collect();
         connection.execute_batch(&format!(
-            "create table {ROWS} as select {} from kept where {drawn}",
+            "create {made} {ROWS} as select {} from kept where {drawn}",
             names.join(", ")
         ))?;
         report.rows = count(&format!("select count(*) from {ROWS}"))?;
@@ -236,6 +239,8 @@ impl<'a> Shape<'a> {
 
     /// `numbered`: the columns and a unique `id`. Rows of the same id are numbered by their content, so that neither
     /// threads nor other rows decide which is which.
+    ///
+    /// Only rows that share their id are sorted; all others are read and written once.
     fn number(&self, connection: &Connection) -> duckdb::Result<()> {
         let fields: Vec<String> = self
             .columns
@@ -256,16 +261,24 @@ impl<'a> Shape<'a> {
             ),
             None => format!("left({hash}, 16)"),
         };
-        let others: Vec<String> = self.others().map(|(name, ..)| quote(name)).collect();
-        let (base_name, hash_name, repeat) = (quote(BASE), quote(HASH), quote(REPEAT));
+        let (base_name, repeat) = (quote(BASE), quote(REPEAT));
+        let others: String = self
+            .others()
+            .map(|(name, ..)| format!(", {}", quote(name)))
+            .collect();
+        // By hash first, which keeps the ids themselves out of memory; rows of different ids part in the window.
         connection.execute_batch(&format!(
-            "create table numbered as
-            with named as (select {} from raw),
-            based as (select *, {base} as {base_name}, {hash} as {hash_name} from named),
-            repeated as (select *, row_number() over (partition by {base_name} order by {hash_name}) as {repeat} from based)
-            select {base_name} || case when {repeat} > 1 then '#' || {repeat} else '' end as id, {repeat}, {} from repeated",
+            "create table based as select *, {base} as {base_name} from (select {} from raw);
+            create table suspects as select hash({base_name}) as hashed from based group by hashed having count(*) > 1;
+            create table repeats as
+            select {base_name}, row_number() over (partition by {base_name} order by {hash}) as {repeat}{others}
+            from based semi join suspects on hash({base_name}) = hashed;
+            create view numbered as
+            select {base_name} as id, 1 as {repeat}{others}
+            from based anti join suspects on hash({base_name}) = hashed
+            union all
+            select {base_name} || case when {repeat} > 1 then '#' || {repeat} else '' end, {repeat}{others} from repeats",
             fields.join(", "),
-            others.join(", "),
         ))
     }
 
@@ -277,20 +290,14 @@ impl<'a> Shape<'a> {
                 .map(|column| format!(" and not {}", is_blank(column)))
                 .collect();
             let condition = format!("{}{before}", is_blank(column));
-            let sql = format!("select count(*), string_agg(id, ', ' order by id) filter (place <= 3) from
-                (select id, row_number() over (order by id) as place from numbered where {condition})");
-            let (count, first): (u64, Option<String>) =
-                connection.query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let blank = format!("from numbered where {condition}");
+            let count: u64 =
+                connection.query_row(&format!("select count(*) {blank}"), [], |row| row.get(0))?;
             if count > 0 {
-                found.push((
-                    column.clone(),
-                    count,
-                    first
-                        .unwrap_or_default()
-                        .split(", ")
-                        .map(str::to_owned)
-                        .collect(),
-                ));
+                let first = format!("select id {blank} order by id limit 3");
+                let mut statement = connection.prepare(&first)?;
+                let first = statement.query_map([], |row| row.get(0))?;
+                found.push((column.clone(), count, first.collect::<Result<_, _>>()?));
             }
         }
         Ok(found)
@@ -303,16 +310,23 @@ impl<'a> Shape<'a> {
         let columns = self.columns();
         let has = |name: &str| has(&columns, name);
         if has("question") && has("answer") {
-            let groups =
-                "from (select count(distinct answer) as answers from rows group by question)";
-            facts.push(("questions", count(&format!("select count(*) {groups}"))?));
+            facts.push((
+                "questions",
+                count("select count(*) from (select question from rows group by question)")?,
+            ));
+            // Only answers to what is asked twice can differ or be the same; all others need not be held.
+            connection.execute_batch(
+                "create temp table asked_again as
+                with suspects as (select hash(question) as hashed from rows group by hashed having count(*) > 1)
+                select question, answer from rows semi join suspects on hash(question) = hashed",
+            )?;
             facts.push((
                 "conflicting_questions",
-                count(&format!("select count(*) {groups} where answers > 1"))?,
+                count("select count(*) from (select question from asked_again group by question having count(distinct answer) > 1)")?,
             ));
             facts.push((
                 "exact_duplicates",
-                count("select count(*) - count(distinct (question, answer)) from rows")?,
+                count("select count(*) - count(distinct (question, answer)) from asked_again")?,
             ));
         }
         if has("question_type") {

@@ -6,6 +6,8 @@
 
 mod query;
 mod remarks;
+#[cfg(test)]
+mod stages;
 
 use std::collections::BTreeMap;
 

@@ -169,3 +169,30 @@ fn a_sample_hardly_moves_with_its_data() {
         1000
     );
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(48))]
+
+    /// Every base id comes once as it is, and then with `#2`, `#3` and so on, in the order of the rows' content.
+    #[test]
+    fn repeated_ids_are_numbered_without_gaps(rows in proptest::collection::vec((0_u8..5, 0_u8..9), 1..20)) {
+        let values: Vec<String> = rows
+            .iter()
+            .map(|(id, text)| format!("('r{id}', 'Q{text}', 'A', 'k')"))
+            .collect();
+        let (report, made) = make(&params(json!({})), &format!("values {}", values.join(", "))).unwrap();
+        let mut times = std::collections::BTreeMap::new();
+        let mut expected: Vec<String> = rows
+            .iter()
+            .map(|(id, _)| {
+                let time = times.entry(*id).and_modify(|time| *time += 1).or_insert(1);
+                if *time == 1 { format!("r{id}") } else { format!("r{id}#{time}") }
+            })
+            .collect();
+        expected.sort();
+        let mut ids: Vec<String> = made.iter().map(|row| row.split('|').next().unwrap().to_owned()).collect();
+        ids.sort();
+        proptest::prop_assert_eq!(ids, expected);
+        proptest::prop_assert_eq!(report.repeated_ids as usize, rows.len() - times.len());
+    }
+}
