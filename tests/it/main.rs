@@ -1,6 +1,7 @@
 //! Tests of the program as users run it: files in, command line in, text and exit code out.
 
 mod bad_input;
+mod bench;
 mod commands;
 mod data;
 mod interruption;

@@ -17,11 +17,9 @@ use super::super::error::{CliError, Exit};
 use super::super::output::Output;
 use crate::ops::Catalog;
 use measure::Measured;
-use report::{Reading, Sized};
+use report::{Reading, Measurement};
 use rows::{FileFormat, Rows};
 
-/// Rows of the files that the readers are measured on.
-const READER_ROWS: u64 = 100_000;
 /// The mean length of MedQuAD's answers.
 const MEDQUAD_ANSWER: u64 = 1303;
 
@@ -46,9 +44,9 @@ pub struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
 
-    /// Leave out the readers of the file formats
-    #[arg(long)]
-    no_readers: bool,
+    /// Rows of the files that the sources are measured on; 0 leaves these out. Answers are as long as MedQuAD's there
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    source_rows: u64,
 
     /// Print the measurement as JSON
     #[arg(long)]
@@ -94,16 +92,16 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
             None => None,
         };
         fs::remove_dir_all(&place)?;
-        sizes.push(Sized {
+        sizes.push(Measurement {
             rows: count,
             measured,
             alone,
         });
     }
     let mut readings = Vec::new();
-    if !arguments.no_readers {
+    if arguments.source_rows > 0 {
         let rows = Rows {
-            count: READER_ROWS,
+            count: arguments.source_rows,
             answer: MEDQUAD_ANSWER,
         };
         for format in FileFormat::ALL {

@@ -49,6 +49,8 @@ pub fn reading(folder: &Path, data: &str) -> Result<PathBuf, CliError> {
 }
 
 fn write(folder: &Path, data: &str, stages: &str) -> Result<PathBuf, CliError> {
+    // Makes `folder` the project whatever it lies in.
+    fs::create_dir_all(folder.join("stages"))?;
     let path = folder.join("data.yaml");
     let text = format!(
         "name: data\nseed: 1\nstages:\n  source: {{ uses: source, with: {{ path: {data} }} }}{stages}"

@@ -6,7 +6,7 @@ use super::measure::{Measured, NodeCost};
 use super::peer::Alone;
 use crate::ui::{bytes, count, table};
 
-pub struct Sized {
+pub struct Measurement {
     pub rows: u64,
     pub measured: Measured,
     pub alone: Option<Alone>,
@@ -33,7 +33,7 @@ impl Reading {
     }
 }
 
-pub fn text(sizes: &[Sized], readings: &[Reading]) -> String {
+pub fn text(sizes: &[Measurement], readings: &[Reading]) -> String {
     let mut rows = Vec::new();
     for (index, size) in sizes.iter().enumerate() {
         let before = index.checked_sub(1).map(|before| &sizes[before]);
@@ -82,7 +82,7 @@ pub fn text(sizes: &[Sized], readings: &[Reading]) -> String {
     text
 }
 
-fn row(size: &Sized, node: &NodeCost, before: Option<&Sized>) -> Vec<String> {
+fn row(size: &Measurement, node: &NodeCost, before: Option<&Measurement>) -> Vec<String> {
     let earlier = before.and_then(|before| {
         let nodes = &before.measured.nodes;
         let same = nodes.iter().find(|other| other.node == node.node)?;
@@ -107,8 +107,8 @@ fn row(size: &Sized, node: &NodeCost, before: Option<&Sized>) -> Vec<String> {
     ]
 }
 
-pub fn json(answer: u64, sizes: &[Sized], readings: &[Reading]) -> Value {
-    let of_size = |(index, size): (usize, &Sized)| {
+pub fn json(answer: u64, sizes: &[Measurement], readings: &[Reading]) -> Value {
+    let of_size = |(index, size): (usize, &Measurement)| {
         let growth = index.checked_sub(1).map(|before| {
             let before = &sizes[before];
             growth(

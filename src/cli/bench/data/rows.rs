@@ -155,7 +155,7 @@ impl Rows {
             .unwrap_or(1);
         format!(
             "with words as (
-                select string_split(regexp_replace('{WORDS}', '\\s+', ' ', 'g'), ' ') as word
+                select string_split('{WORDS}', ' ') as word
             ),
             lines as (
                 select range % 97 as page, string_agg(word[1 + (hash(range) % len(word))::bigint]
