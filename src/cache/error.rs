@@ -19,6 +19,9 @@ pub enum CacheError {
     },
     #[error("`{}` is in use by another process: {message}", .path.display())]
     Busy { path: PathBuf, message: String },
+    /// A query that holds more than the database may, and cannot spill it.
+    #[error("there is not enough memory: {0}")]
+    OutOfMemory(String),
     /// A query that does not parse, bind or run.
     #[error("{0}")]
     Query(String),
@@ -58,6 +61,7 @@ impl CacheError {
             Self::Damaged { path, .. } => format!("move `{}` away and run again: results are made anew", path.display()),
             Self::NewerLayout { .. } => "use the newer flow that wrote it, or another cache folder (`FLOW_CACHE`)".to_owned(),
             Self::Busy { .. } => "try again when it has finished".to_owned(),
+            Self::OutOfMemory(_) => "the database takes at most half of the free memory: free some, or run fewer nodes at once (`--jobs 1`); lists that a query makes are held in memory whole".to_owned(),
             Self::UnknownParam { .. } => "declare it under `with:` or correct the name".to_owned(),
             _ => return None,
         })
@@ -91,6 +95,8 @@ impl CacheError {
                 path,
                 message: first_line(&message),
             }
+        } else if let Some((_, what)) = message.split_once("Out of Memory Error: ") {
+            Self::OutOfMemory(first_line(what))
         } else if has(&["newer version of DuckDB", "version number"])
             && has(&["storage", "version"])
         {
@@ -146,4 +152,24 @@ pub(super) fn first_line(message: &str) -> String {
         .unwrap_or_default()
         .trim_end_matches('.')
         .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_runs_out_is_told_apart() {
+        let connection = duckdb::Connection::open_in_memory().unwrap();
+        let failed = connection
+            .execute_batch("set memory_limit = '20MB'; set temp_directory = ''; create table t as select list(range) from range(10000000)")
+            .unwrap_err();
+        let error = CacheError::from(failed);
+        assert!(matches!(error, CacheError::OutOfMemory(_)), "{error}");
+        let message = error.to_string();
+        assert!(
+            message.starts_with("there is not enough memory: ") && !message.contains('\n'),
+            "{message}"
+        );
+    }
 }
