@@ -8,7 +8,17 @@ fn the_data_stages_are_measured_and_nothing_is_left() {
     project.write("place/.keep", "");
     let outcome = project
         .flow(&[
-            "bench", "data", "--rows", "1000,2000", "--source-rows", "1000", "--folder", "place", "--python", "no-such-python", "--json",
+            "bench",
+            "data",
+            "--rows",
+            "1000,2000",
+            "--source-rows",
+            "1000",
+            "--folder",
+            "place",
+            "--python",
+            "no-such-python",
+            "--json",
         ])
         .success();
     assert!(
@@ -23,17 +33,35 @@ fn the_data_stages_are_measured_and_nothing_is_left() {
         let nodes = measured["sizes"][size]["flow"]["nodes"].as_array().unwrap();
         nodes
             .iter()
-            .map(|node| (node["node"].as_str().unwrap().to_owned(), node["rows"].as_u64().unwrap()))
+            .map(|node| {
+                (
+                    node["node"].as_str().unwrap().to_owned(),
+                    node["rows"].as_u64().unwrap(),
+                )
+            })
             .collect()
     };
     // 80 of 1000 questions are asked again; one pair of answers is an exact duplicate, so 79 remain.
     let names: Vec<String> = nodes(0).into_iter().map(|(node, _)| node).collect();
     assert_eq!(
         names,
-        ["source", "groups", "verdicts", "keep", "merged", "split.assign", "split.train", "split.validation"]
+        [
+            "source",
+            "groups",
+            "verdicts",
+            "keep",
+            "merged",
+            "split.assign",
+            "split.train",
+            "split.validation"
+        ]
     );
     let rows = |size: usize, name: &str| {
-        nodes(size).into_iter().find(|(node, _)| node == name).unwrap().1
+        nodes(size)
+            .into_iter()
+            .find(|(node, _)| node == name)
+            .unwrap()
+            .1
     };
     assert_eq!((rows(0, "source"), rows(1, "source")), (1000, 2000));
     assert_eq!((rows(0, "groups"), rows(1, "groups")), (79, 158));

@@ -17,7 +17,7 @@ use super::super::error::{CliError, Exit};
 use super::super::output::Output;
 use crate::ops::Catalog;
 use measure::Measured;
-use report::{Reading, Measurement};
+use report::{Measurement, Reading};
 use rows::{FileFormat, Rows};
 
 /// The mean length of MedQuAD's answers.

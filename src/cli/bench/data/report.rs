@@ -88,9 +88,10 @@ fn row(size: &Measurement, node: &NodeCost, before: Option<&Measurement>) -> Vec
         let same = nodes.iter().find(|other| other.node == node.node)?;
         Some((before.rows, same.seconds))
     });
-    let alone = size.alone.as_ref().and_then(|alone| {
-        alone.nodes.iter().find(|other| other.node == node.node)
-    });
+    let alone = size
+        .alone
+        .as_ref()
+        .and_then(|alone| alone.nodes.iter().find(|other| other.node == node.node));
     vec![
         count(size.rows),
         node.node.clone(),

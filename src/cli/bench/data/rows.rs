@@ -100,7 +100,10 @@ impl Rows {
     fn archive(&self, connection: &Connection, path: &Path) -> Result<u64, CliError> {
         let failed = |error: duckdb::Error| CliError::failed(error.to_string(), None);
         let packed = |error: zip::result::ZipError| CliError::failed(error.to_string(), None);
-        let sql = format!("select id, question, answer, question_type, focus from ({})", self.sql());
+        let sql = format!(
+            "select id, question, answer, question_type, focus from ({})",
+            self.sql()
+        );
         let mut statement = connection.prepare(&sql).map_err(failed)?;
         let mut rows = statement.query([]).map_err(failed)?;
         let mut archive = zip::ZipWriter::new(std::fs::File::create(path)?);
@@ -113,7 +116,10 @@ impl Rows {
             let mut text = String::new();
             if place % 10 == 0 {
                 archive
-                    .start_file(format!("made/{document:07}.xml"), SimpleFileOptions::default())
+                    .start_file(
+                        format!("made/{document:07}.xml"),
+                        SimpleFileOptions::default(),
+                    )
                     .map_err(packed)?;
                 text = format!(
                     "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Document id=\"{document:07}\" source=\"made\" url=\"\">\n<Focus>{focus}</Focus>\n<QAPairs>\n"
