@@ -404,7 +404,16 @@ impl Report {
 
 impl Whitespace {
     fn expression(self, column: &str) -> String {
-        let trimmed = format!("trim({column}, E' \\t\\n\\r\u{a0}')");
+        // Few texts begin or end in a blank, and `trim` looks at every character of those it is given.
+        let blanks = ["' '", "E'\\t'", "E'\\n'", "E'\\r'", "'\u{a0}'"];
+        let at_an_end: Vec<String> = blanks
+            .iter()
+            .map(|blank| format!("starts_with({column}, {blank}) or ends_with({column}, {blank})"))
+            .collect();
+        let trimmed = format!(
+            "case when {} then trim({column}, E' \\t\\n\\r\u{a0}') else {column} end",
+            at_an_end.join(" or ")
+        );
         match self {
             Self::Keep => column.to_owned(),
             Self::Trim => trimmed,
@@ -422,9 +431,10 @@ fn has(columns: &Columns, name: &str) -> bool {
         .any(|column| column.0.eq_ignore_ascii_case(name))
 }
 
+/// Whether a value is missing or only blanks; the search ends at the first other character.
 fn is_blank(column: &str) -> String {
     format!(
-        "(coalesce(trim({}::varchar, E' \\t\\n\\r'), '') = '')",
+        "coalesce(not regexp_matches({}::varchar, '[^ \\t\\n\\r]'), true)",
         quote(column)
     )
 }
