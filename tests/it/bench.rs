@@ -50,7 +50,7 @@ fn the_data_stages_are_measured_and_nothing_is_left() {
             "groups",
             "verdicts",
             "keep",
-            "merged",
+            "merged.merge",
             "split.assign",
             "split.train",
             "split.validation"
@@ -67,7 +67,7 @@ fn the_data_stages_are_measured_and_nothing_is_left() {
     assert_eq!((rows(0, "groups"), rows(1, "groups")), (79, 158));
     assert_eq!(
         rows(0, "split.train") + rows(0, "split.validation"),
-        rows(0, "merged")
+        rows(0, "merged.merge")
     );
     assert!(measured["sizes"][0]["growth"].is_null() && measured["sizes"][1]["growth"].is_number());
     let formats: Vec<&str> = measured["sources"]

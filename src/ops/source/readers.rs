@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::medquad::{self, Document};
 use super::members::{self, Member, Members};
 use super::{Format, Params};
+use crate::cache::CacheError;
 use crate::config::{Columns, display};
 use crate::ops::OpError;
 
@@ -17,6 +18,9 @@ pub(super) type Tick<'a> = dyn FnMut(u64, u64) -> Result<(), OpError> + 'a;
 
 /// Files parsed at a time; with 60 kB a file this bounds the memory.
 const BATCH: usize = 512;
+
+/// The largest JSON object; every thread of the reader holds two of this size.
+const MAX_OBJECT: u64 = 16 << 20;
 
 const MEDQUAD: [&str; 8] = [
     "id",
@@ -155,7 +159,7 @@ fn reader(
             Ok(format!("read_csv({list}, {dialect}{types}{sample})"))
         }
         Format::Jsonl => Ok(format!(
-            "read_json({list}, union_by_name = true, maximum_object_size = 268435456{sample})"
+            "read_json({list}, union_by_name = true, maximum_object_size = {MAX_OBJECT}{sample})"
         )),
         Format::Parquet => Ok(format!("read_parquet({list}, union_by_name = true)")),
         other => Err(OpError::new(format!("{other:?} is no table"))),
@@ -299,6 +303,10 @@ fn split_files(folder: &Path, split: &str) -> Result<(Format, Vec<PathBuf>), OpE
 /// DuckDB's message with the file, and without the advice on its own options.
 pub(super) fn failure(path: &Path, error: &duckdb::Error) -> OpError {
     let whole = error.to_string();
+    if let Some((_, what)) = whole.split_once("Out of Memory Error: ") {
+        let what = what.lines().next().unwrap_or_default().to_owned();
+        return CacheError::OutOfMemory(what).into();
+    }
     let (_, message) = whole.split_once("Error: ").unwrap_or(("", &whole));
     let lines = message
         .lines()
