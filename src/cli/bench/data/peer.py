@@ -21,6 +21,8 @@ def forget_peak():
 
 asked = json.load(sys.stdin)
 connection = duckdb.connect(asked["database"])
+# It would go to standard output, between the results.
+connection.execute("set enable_progress_bar = false")
 nodes = []
 for step in asked["steps"]:
     forget_peak()
