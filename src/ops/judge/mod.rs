@@ -272,7 +272,7 @@ fn run_with(context: &mut Context, judge: JudgeFn) -> Result<Outputs, OpError> {
     if truncated > 0 {
         context.report("prompts_truncated", truncated as f64);
         context.warn(format!(
-            "{truncated} prompts were longer than max_length {} and were cut at `{}`",
+            "longer than max_length {} and cut at `{}`: {truncated} of {total} prompts",
             params.max_length,
             params.truncate.as_deref().unwrap_or("?")
         ));

@@ -78,10 +78,6 @@ pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
     if let Some(best) = &report.best {
         context.report("best_validation_loss", best.loss);
         context.report("best_step", best.step as f64);
-        context.info(format!(
-            "the adapter of step {} is kept: validation loss {:.4}",
-            best.step, best.loss
-        ));
     }
     if report.stopped_early {
         context.info(format!(
