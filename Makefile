@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test build install setup lint bench-engine check-tracking
+.PHONY: run test binaries build install setup lint bench-engine check-tracking
 
 export FLOW_HOME ?= $(HOME)/.cache/flow
 export LIBTORCH_USE_PYTORCH := 1
@@ -26,12 +26,15 @@ BIN := $(CARGO_TARGET_DIR)/release
 setup:
 	scripts/setup.sh
 
-build: setup
-	cargo build --release --locked --bins
+# `flow` itself is built without the feature `torch`: loading libtorch would cost every command a quarter of a second.
+binaries: setup
+	cargo build --release --locked --no-default-features --bin flow
+	cargo build --release --locked --bin flow-lm
+
+build: binaries
 	echo $(BIN)/flow
 
-run: setup
-	cargo build --release --locked --bins
+run: binaries
 	scripts/run-medquad.sh $(BIN)/flow
 
 test: lint
