@@ -86,12 +86,17 @@ impl StopStrings {
             return String::new();
         }
         self.held.push_str(text);
+        // The one complete first, however the text is cut into pieces.
         let found = self
             .stops
             .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()))
+            .filter_map(|stop| {
+                self.held
+                    .find(stop.as_str())
+                    .map(|at| (at + stop.len(), at))
+            })
             .min();
-        if let Some(at) = found {
+        if let Some((_, at)) = found {
             self.reached = true;
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
