@@ -4,6 +4,7 @@
 #   make lint     set up, then format check and clippy, warnings as errors
 #   make bench-engine  what the engine itself costs per stage, beside make and ninja
 #   make check-tracking  the W&B protocol against programs by others, where PyPI can be reached
+#   make check-exports   exports and server against transformers, PEFT, gguf and the openai client, where PyPI can be reached
 #   make build    set up, build in release, print the binary's path as the last line
 #   make install  put `flow` on the PATH (PREFIX, default ~/.local)
 
@@ -11,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test binaries build install setup lint bench-engine check-tracking
+.PHONY: run test binaries build install setup lint bench-engine check-tracking check-exports
 
 export FLOW_HOME ?= $(HOME)/.cache/flow
 export LIBTORCH_USE_PYTORCH := 1
@@ -50,6 +51,10 @@ bench-engine: build
 check-tracking: setup
 	cargo build --locked --bin flow
 	python3 tests/wandb_check.py $(CARGO_TARGET_DIR)/debug/flow
+
+check-exports: setup
+	cargo build --locked --bins
+	python3 tests/exports_check.py $(CARGO_TARGET_DIR)/debug/flow
 
 install: build
 	install -D -t $(PREFIX)/bin $(BIN)/flow $(BIN)/flow-lm

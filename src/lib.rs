@@ -7,6 +7,8 @@
 //! 4. [`runs`], [`tracking`] and [`ui`] listen to the events: the record on disk, the tracking server, the terminal;
 //! 5. [`insight`] looks back at records and results: reports, comparisons, the way of one row.
 //!
+//! What a run has trained answers in `chat` (feature `torch`), which commands start.
+//!
 //! Ops of language models call `lm` (feature `torch`), the only module that names `tch`.
 //! Dependencies point one way: `cli → config → graph → engine → cache`; `ops → cache, lm, metrics`;
 //! `insight → runs, cache, metrics`.
@@ -27,5 +29,7 @@ pub mod runs;
 pub mod tracking;
 pub mod ui;
 
+#[cfg(feature = "torch")]
+pub mod chat;
 #[cfg(feature = "torch")]
 pub mod lm;

@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use flow::ops::Catalog;
 
 fn main() -> ExitCode {
-    flow::cli::main(&Catalog::full(), Some(flow::cli::bench::with_model))
+    flow::cli::main(&Catalog::full(), Some(flow::cli::MODEL_COMMANDS))
 }

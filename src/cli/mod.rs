@@ -3,8 +3,9 @@
 //! The only place that reads the environment and prints. Standard output carries results, standard error everything else.
 
 mod arguments;
-pub mod bench;
+mod bench;
 mod cache;
+mod chat;
 mod check;
 mod compare;
 mod completions;
@@ -28,10 +29,14 @@ mod rows;
 mod run;
 mod runs;
 mod schema;
+mod serve;
 mod show;
+#[cfg(feature = "torch")]
+mod speaker;
 mod sync;
 mod trace;
 mod tracking;
+mod trained;
 mod why;
 
 use std::process::ExitCode;
@@ -70,15 +75,34 @@ enum Command {
     Fetch(fetch::Arguments),
     Sync(sync::Arguments),
     Export(export::Arguments),
+    Chat(chat::Arguments),
+    Serve(serve::Arguments),
     Cache(cache::Arguments),
     Bench(bench::Arguments),
     Schema(schema::Arguments),
     Completions(completions::Arguments),
 }
 
-/// Runs the command that was typed. `catalog` says which ops this binary can run, `model_bench` runs the benchmarks of
-/// language models where it has those.
-pub fn main(catalog: &Catalog, model_bench: Option<bench::ModelBench>) -> ExitCode {
+/// What commands do with a language model, for the binary that has the runtime.
+#[derive(Clone, Copy)]
+pub struct ModelCommands {
+    bench: bench::ModelBench,
+    export: export::ModelExport,
+    chat: chat::ModelChat,
+    serve: serve::ModelServe,
+}
+
+#[cfg(feature = "torch")]
+pub const MODEL_COMMANDS: ModelCommands = ModelCommands {
+    bench: bench::with_model,
+    export: export::with_model,
+    chat: chat::with_model,
+    serve: serve::with_model,
+};
+
+/// Runs the command that was typed. `catalog` says which ops this binary can run; `model` runs what needs the
+/// language-model runtime, where this binary has it.
+pub fn main(catalog: &Catalog, model: Option<ModelCommands>) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -108,9 +132,15 @@ pub fn main(catalog: &Catalog, model_bench: Option<bench::ModelBench>) -> ExitCo
         Command::Data(arguments) => data::run(arguments, &output),
         Command::Fetch(arguments) => fetch::run(arguments, catalog, &output),
         Command::Sync(arguments) => sync::run(arguments, &output),
-        Command::Export(arguments) => export::run(arguments, &output),
+        Command::Export(arguments) => {
+            export::run(arguments, model.map(|model| model.export), &output)
+        }
+        Command::Chat(arguments) => chat::run(arguments, model.map(|model| model.chat), &output),
+        Command::Serve(arguments) => serve::run(arguments, model.map(|model| model.serve), &output),
         Command::Cache(arguments) => cache::run(arguments, &output),
-        Command::Bench(arguments) => bench::run(arguments, catalog, model_bench, &output),
+        Command::Bench(arguments) => {
+            bench::run(arguments, catalog, model.map(|model| model.bench), &output)
+        }
         Command::Schema(arguments) => schema::run(arguments, catalog, &output),
         Command::Completions(arguments) => completions::run(arguments, &output),
     };

@@ -1,5 +1,6 @@
 //! `flow run`: does what a pipeline says.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use super::output::Output;
 use super::resolve::Outside;
 use super::{gpus, handover, interrupt, plan, results, tracking};
 use crate::cache::{Cache, Holder, RunLock};
-use crate::config::{PipelineSpec, display};
+use crate::config::{ModelSpec, PipelineSpec, display};
 use crate::engine::{
     self, CancelToken, Event, NodeStatus, Plan, RunOptions, RunOutcome, RunState, Sink,
 };
@@ -158,6 +159,7 @@ fn start_record(
         arguments: std::env::args().skip(1).collect(),
         cache: &folders.cache,
         exports: &graph.exports,
+        models: models(spec, graph),
         seed: graph.seed,
         graph: RunGraph::new(plan.manifests(graph)),
     };
@@ -182,6 +184,21 @@ fn draw_report(outcome: &RunOutcome, runs: &Path, id: &str, cache: &Cache, outpu
     if let Err(error) = drawn {
         output.warning(&format!("the report is not written: {error}"));
     }
+}
+
+/// The models of all nodes by `node.param`, with paths that hold wherever the record is read.
+fn models(spec: &PipelineSpec, graph: &Graph) -> BTreeMap<String, ModelSpec> {
+    let nodes = graph.dag.node_weights();
+    let models = nodes.flat_map(|node| {
+        node.models.iter().map(|(param, model)| {
+            let mut model = model.clone();
+            if let Some(path) = &mut model.path {
+                *path = spec.root.join(&*path).display().to_string();
+            }
+            (format!("{}.{param}", node.name), model)
+        })
+    });
+    models.collect()
 }
 
 /// Waits for whoever runs on the same cache, and says so once.

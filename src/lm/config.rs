@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::LmError;
 use super::gguf::GgufFile;
@@ -283,6 +283,63 @@ impl ModelConfig {
         .map_err(corrupt)
     }
 
+    /// The content of a `config.json` for weights in bf16, read by transformers 4 and 5.
+    pub(super) fn to_hf(&self) -> Value {
+        let (model_type, architecture) = match self.family {
+            Family::Llama => ("llama", "LlamaForCausalLM"),
+            Family::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
+        };
+        let theta = self.rope.theta;
+        let (old, new) = match self.rope.scaling {
+            RopeScaling::None => (
+                Value::Null,
+                json!({ "rope_type": "default", "rope_theta": theta }),
+            ),
+            RopeScaling::Linear { factor } => (
+                json!({ "type": "linear", "rope_type": "linear", "factor": factor }),
+                json!({ "rope_type": "linear", "rope_theta": theta, "factor": factor }),
+            ),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
+                let scaling = json!({
+                    "rope_type": "llama3",
+                    "factor": factor,
+                    "low_freq_factor": low_freq_factor,
+                    "high_freq_factor": high_freq_factor,
+                    "original_max_position_embeddings": original_context as i64,
+                });
+                let mut new = scaling.clone();
+                new["rope_theta"] = json!(theta);
+                (scaling, new)
+            }
+        };
+        json!({
+            "architectures": [architecture],
+            "model_type": model_type,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab,
+            "max_position_embeddings": self.context,
+            "rms_norm_eps": self.norm_eps,
+            "hidden_act": "silu",
+            "attention_bias": false,
+            "mlp_bias": false,
+            "rope_theta": theta,
+            "rope_scaling": old,
+            "rope_parameters": new,
+            "tie_word_embeddings": self.tied,
+            "torch_dtype": "bfloat16",
+        })
+    }
+
     /// Rejects numbers that would allocate absurd tensors or divide by zero later.
     fn checked(self) -> Result<Self, String> {
         let counts = [
@@ -366,8 +423,6 @@ impl RopeJson {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn base() -> Value {

@@ -111,7 +111,7 @@ impl Generator<'_> {
     ) -> Result<(), LmError> {
         let mut rows = Vec::new();
         for (index, prompt) in prompts.iter().enumerate() {
-            let refused = match self.refusal(prompt) {
+            let refused = match refusal(self.config, prompt) {
                 Some(error) => Some(Err(error)),
                 None if self.options.max_new_tokens == 0 => Some(Ok((Vec::new(), Finish::Length))),
                 None => None,
@@ -139,24 +139,6 @@ impl Generator<'_> {
                 self.run_plain(queue, on_done).map(|_| ())
             })
         })
-    }
-
-    /// Why a prompt cannot be continued by even one token.
-    fn refusal(&self, prompt: &[i64]) -> Option<LmError> {
-        let limit = usize::try_from(self.config.context).unwrap_or(usize::MAX);
-        if prompt.is_empty() {
-            return Some(LmError::Prompt("it is empty".into()));
-        }
-        if let Some(id) = prompt
-            .iter()
-            .find(|id| !(0..self.config.vocab).contains(*id))
-        {
-            return Some(LmError::Prompt(format!(
-                "token {id} is not in the vocabulary"
-            )));
-        }
-        let tokens = prompt.len() + 1;
-        (tokens > limit).then_some(LmError::Context { tokens, limit })
     }
 
     fn row(&self, index: usize, prompt: &[i64]) -> Row {
@@ -188,7 +170,11 @@ impl Generator<'_> {
         let mut admitted: Vec<usize> = (0..rows.len()).collect();
         loop {
             while !admitted.is_empty() {
-                let hidden = self.prefill(&rows, &admitted, &mut cache)?;
+                let prompts: Vec<(usize, &[i64])> = admitted
+                    .iter()
+                    .map(|&row| (row, &rows[row].ids[..]))
+                    .collect();
+                let hidden = prefill(self.decoder, &prompts, &mut cache)?;
                 if self
                     .choose_tokens(&hidden, &mut rows, &admitted, on_done)
                     .is_break()
@@ -229,45 +215,6 @@ impl Generator<'_> {
         }
     }
 
-    /// Fills the cache from the prompts of the rows `admitted`. Returns the hidden state of each one's last token,
-    /// [admitted, hidden].
-    fn prefill(
-        &self,
-        rows: &[Row],
-        admitted: &[usize],
-        cache: &mut KvCache,
-    ) -> Result<Tensor, LmError> {
-        const TOKENS_AT_ONCE: usize = 8192;
-        let mut last_states = Vec::new();
-        let mut rest = admitted;
-        while !rest.is_empty() {
-            let mut tokens = 0;
-            let fitting = rest.iter().take_while(|&&row| {
-                let fits = tokens == 0 || tokens + rows[row].ids.len() <= TOKENS_AT_ONCE;
-                tokens += rows[row].ids.len();
-                fits
-            });
-            let (part, behind) = rest.split_at(fitting.count());
-            rest = behind;
-            let prompts: Vec<&[i64]> = part.iter().map(|&row| &rows[row].ids[..]).collect();
-            let batch = Batch::pack(&prompts, self.decoder.placement().device);
-            let ends: Vec<i64> = batch.cu_seqlens[1..].iter().map(|end| end - 1).collect();
-            let ends = Tensor::from_slice(&ends).to_device(batch.ids.device());
-            let attend = |layer, q: &Tensor, k: &Tensor, v: &Tensor| {
-                for (row, bounds) in part.iter().zip(batch.cu_seqlens.windows(2)) {
-                    let own = |x: &Tensor| x.narrow(0, bounds[0], bounds[1] - bounds[0]);
-                    cache.fill(layer, *row, &own(k), &own(v));
-                }
-                Ok(attention::causal_varlen(q, k, v, &batch.cu_seqlens))
-            };
-            last_states.push(
-                self.decoder
-                    .infer(&batch.ids, &batch.positions, &ends, attend)?,
-            );
-        }
-        Ok(Tensor::cat(&last_states, 0))
-    }
-
     /// Adds the next token to those of the rows `at` that are running, or finishes them. `hidden`: [at, hidden].
     fn choose_tokens(
         &self,
@@ -304,6 +251,56 @@ impl Generator<'_> {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// Why a prompt cannot be continued by even one token.
+pub(super) fn refusal(config: &ModelConfig, prompt: &[i64]) -> Option<LmError> {
+    let limit = usize::try_from(config.context).unwrap_or(usize::MAX);
+    if prompt.is_empty() {
+        return Some(LmError::Prompt("it is empty".into()));
+    }
+    if let Some(id) = prompt.iter().find(|id| !(0..config.vocab).contains(*id)) {
+        return Some(LmError::Prompt(format!(
+            "token {id} is not in the vocabulary"
+        )));
+    }
+    let tokens = prompt.len() + 1;
+    (tokens > limit).then_some(LmError::Context { tokens, limit })
+}
+
+/// Fills the cache from prompts, each with its row there. Returns the hidden state of each one's last token,
+/// [prompts, hidden].
+pub(super) fn prefill(
+    decoder: &Decoder,
+    prompts: &[(usize, &[i64])],
+    cache: &mut KvCache,
+) -> Result<Tensor, LmError> {
+    const TOKENS_AT_ONCE: usize = 8192;
+    let mut last_states = Vec::new();
+    let mut rest = prompts;
+    while !rest.is_empty() {
+        let mut tokens = 0;
+        let fitting = rest.iter().take_while(|(_, prompt)| {
+            let fits = tokens == 0 || tokens + prompt.len() <= TOKENS_AT_ONCE;
+            tokens += prompt.len();
+            fits
+        });
+        let (part, behind) = rest.split_at(fitting.count());
+        rest = behind;
+        let prompts: Vec<&[i64]> = part.iter().map(|(_, prompt)| *prompt).collect();
+        let batch = Batch::pack(&prompts, decoder.placement().device);
+        let ends: Vec<i64> = batch.cu_seqlens[1..].iter().map(|end| end - 1).collect();
+        let ends = Tensor::from_slice(&ends).to_device(batch.ids.device());
+        let attend = |layer, q: &Tensor, k: &Tensor, v: &Tensor| {
+            for ((row, _), bounds) in part.iter().zip(batch.cu_seqlens.windows(2)) {
+                let own = |x: &Tensor| x.narrow(0, bounds[0], bounds[1] - bounds[0]);
+                cache.fill(layer, *row, &own(k), &own(v));
+            }
+            Ok(attention::causal_varlen(q, k, v, &batch.cu_seqlens))
+        };
+        last_states.push(decoder.infer(&batch.ids, &batch.positions, &ends, attend)?);
+    }
+    Ok(Tensor::cat(&last_states, 0))
 }
 
 /// Puts waiting rows in the place of finished ones; where.

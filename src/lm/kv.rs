@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{ModelConfig, Placement, attention};
+use super::{LmError, ModelConfig, Placement, attention};
 
 /// Keys and values of B sequences of different lengths, left-aligned.
 pub(super) struct KvCache {
@@ -42,6 +42,48 @@ impl KvCache {
             capacity,
             placement,
         }
+    }
+
+    /// Tokens that a row has room for.
+    pub(super) fn capacity(&self) -> i64 {
+        self.capacity
+    }
+
+    /// Tokens of the longest row.
+    pub(super) fn longest(&self) -> i64 {
+        self.lengths.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Makes room for more rows or longer ones; what is there stays.
+    ///
+    /// # Errors
+    /// Out of memory; nothing has changed then.
+    pub(super) fn resize(&mut self, rows: usize, capacity: i64) -> Result<(), LmError> {
+        if rows == self.lengths.len() && capacity == self.capacity {
+            return Ok(());
+        }
+        let (old, kept) = (self.lengths.len() as i64, self.longest());
+        let larger = |tensor: &Tensor| -> Result<Tensor, LmError> {
+            let mut shape = tensor.size();
+            (shape[0], shape[2]) = (rows as i64, capacity);
+            let wide = Tensor::f_zeros(&shape, (self.placement.kind, self.placement.device))?;
+            let mut place = wide.f_narrow(0, 0, old)?.f_narrow(2, 0, kept)?;
+            place.f_copy_(&tensor.f_narrow(2, 0, kept)?)?;
+            Ok(wide)
+        };
+        self.layers = self
+            .layers
+            .iter()
+            .map(|(keys, values)| Ok((larger(keys)?, larger(values)?)))
+            .collect::<Result<_, LmError>>()?;
+        self.lengths.resize(rows, 0);
+        self.capacity = capacity;
+        Ok(())
+    }
+
+    /// Forgets a row.
+    pub(super) fn clear(&mut self, row: usize) {
+        self.lengths[row] = 0;
     }
 
     /// Stores a prompt's keys and values, each [n, kv_heads, D], as row `row` of `layer`.

@@ -281,6 +281,11 @@ impl Linear {
         self.update = update;
     }
 
+    /// Exchanges the update of an adapter for another, or for none.
+    pub(super) fn swap_update(&mut self, other: &mut Option<LoraUpdate>) {
+        std::mem::swap(&mut self.update, other);
+    }
+
     pub fn update(&self) -> Option<&LoraUpdate> {
         self.update.as_ref()
     }

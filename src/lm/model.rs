@@ -31,66 +31,30 @@ impl LanguageModel {
     /// One [`LmError`] that names the file and the cause.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, LmError> {
         let placement = Placement::resolve(options.device, options.dtype)?;
-        if path.is_dir() {
-            Self::from_folder(path, placement)
-        } else {
-            Self::from_gguf(path, placement)
-        }
-    }
-
-    fn from_folder(folder: &Path, placement: Placement) -> Result<Self, LmError> {
-        let config_path = folder.join("config.json");
-        if !config_path.exists() {
-            return Err(LmError::missing(folder, "config.json"));
-        }
-        let config = ModelConfig::from_hf(&config_path)?;
-        let tokenizer = Tokenizer::from_folder(folder)?;
-        let template = folder_template(folder)?;
-        Self::assemble(
-            config,
-            &Weights::open(folder)?,
-            tokenizer,
-            template.as_deref(),
-            placement,
-        )
-    }
-
-    fn from_gguf(path: &Path, placement: Placement) -> Result<Self, LmError> {
-        let file = GgufFile::open(path)?;
-        let config = ModelConfig::from_gguf(&file)?;
-        let tokenizer = Tokenizer::from_gguf(&file)?;
-        let template = file.text("tokenizer.chat_template").map(str::to_owned);
-        let weights = Weights::from_gguf(file, config.family, config.heads, config.kv_heads);
-        Self::assemble(config, &weights, tokenizer, template.as_deref(), placement)
-    }
-
-    fn assemble(
-        config: ModelConfig,
-        weights: &Weights,
-        tokenizer: Tokenizer,
-        template: Option<&str>,
-        placement: Placement,
-    ) -> Result<Self, LmError> {
-        let (known, embedded) = (tokenizer.vocab_size(), config.vocab);
+        let files = ModelFiles::open(path)?;
+        let (known, embedded) = (files.tokenizer.vocab_size(), files.config.vocab);
         if known > embedded {
             let reason = format!("it has {known} tokens, the embedding {embedded}");
             return Err(LmError::Tokenizer {
-                path: weights.path().to_owned(),
+                path: path.to_owned(),
                 reason,
             });
         }
         let token = |token: Option<&str>| token.map(str::to_owned);
-        let template = template
+        let template = files
+            .template
             .map(|source| {
-                let (bos, eos) = (token(tokenizer.bos_token()), token(tokenizer.eos_token()));
-                ChatTemplate::new(source, bos, eos)
+                let (bos, eos) = (
+                    token(files.tokenizer.bos_token()),
+                    token(files.tokenizer.eos_token()),
+                );
+                ChatTemplate::new(&source, bos, eos)
             })
             .transpose()?;
-        let decoder = Decoder::load(&config, weights, placement)?;
         Ok(Self {
-            config,
-            decoder,
-            tokenizer,
+            decoder: Decoder::load(&files.config, &files.weights, placement)?,
+            config: files.config,
+            tokenizer: files.tokenizer,
             template,
         })
     }
@@ -119,6 +83,41 @@ impl LanguageModel {
             .eos_token()
             .and_then(|eos| self.tokenizer.token_id(eos));
         eos.or_else(|| self.stop_ids().first().copied())
+    }
+}
+
+/// A model opened for reading: all but the weights is in memory.
+pub(super) struct ModelFiles {
+    pub(super) config: ModelConfig,
+    pub(super) weights: Weights,
+    pub(super) tokenizer: Tokenizer,
+    /// The text of the chat template.
+    pub(super) template: Option<String>,
+}
+
+impl ModelFiles {
+    /// Opens a `.gguf` file or a model folder.
+    pub(super) fn open(path: &Path) -> Result<Self, LmError> {
+        if !path.is_dir() {
+            let file = GgufFile::open(path)?;
+            let config = ModelConfig::from_gguf(&file)?;
+            return Ok(Self {
+                tokenizer: Tokenizer::from_gguf(&file)?,
+                template: file.text("tokenizer.chat_template").map(str::to_owned),
+                weights: Weights::from_gguf(file, config.family, config.heads, config.kv_heads),
+                config,
+            });
+        }
+        let config_path = path.join("config.json");
+        if !config_path.exists() {
+            return Err(LmError::missing(path, "config.json"));
+        }
+        Ok(Self {
+            config: ModelConfig::from_hf(&config_path)?,
+            tokenizer: Tokenizer::from_folder(path)?,
+            template: folder_template(path)?,
+            weights: Weights::open(path)?,
+        })
     }
 }
 

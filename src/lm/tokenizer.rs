@@ -242,6 +242,11 @@ impl Tokenizer {
         &self.stop_ids
     }
 
+    /// The content of a `tokenizer.json`.
+    pub(super) fn to_json(&self) -> Result<Value, LmError> {
+        serde_json::to_value(&self.inner).map_err(|error| self.error(error.into()))
+    }
+
     fn error(&self, error: tokenizers::Error) -> LmError {
         LmError::Tokenizer {
             path: self.path.clone(),
@@ -270,6 +275,15 @@ impl PreTokenizer {
         }
     }
 
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "gpt-2",
+            Self::SmolLm => "smollm",
+            Self::Qwen2 => "qwen2",
+            Self::Llama3 => "llama-bpe",
+        }
+    }
+
     fn build(self) -> tokenizers::Result<PreTokenizerWrapper> {
         let gpt2 = ByteLevel::new(false, true, true);
         let bytes = ByteLevel::new(false, true, false);
@@ -283,6 +297,50 @@ impl PreTokenizer {
         };
         Ok(Sequence::new(vec![first, bytes.into()]).into())
     }
+}
+
+/// The name that a GGUF has for the pre-tokenizer of a `tokenizer.json`, where it has one: what splits text in the same way.
+pub(super) fn gguf_pre_tokenizer(tokenizer: &Value) -> Option<&'static str> {
+    let steps = match &tokenizer["pre_tokenizer"]["pretokenizers"] {
+        Value::Array(steps) => steps.as_slice(),
+        _ => std::slice::from_ref(&tokenizer["pre_tokenizer"]),
+    };
+    // What offsets a token gets does not change how text is split; `{1}` says nothing.
+    let essence = |step: &Value| {
+        let keys = [
+            "type",
+            "behavior",
+            "invert",
+            "individual_digits",
+            "add_prefix_space",
+        ];
+        let pattern = step["pattern"]["Regex"]
+            .as_str()
+            .map(|pattern| pattern.replace("{1}", ""));
+        let regex = step["type"] == "ByteLevel" && step["use_regex"].as_bool().unwrap_or(true);
+        (keys.map(|key| step[key].clone()), pattern, regex)
+    };
+    let known = [
+        PreTokenizer::Gpt2,
+        PreTokenizer::SmolLm,
+        PreTokenizer::Qwen2,
+        PreTokenizer::Llama3,
+    ];
+    let fitting = known.into_iter().find(|known| {
+        let Some(built) = known
+            .build()
+            .ok()
+            .and_then(|built| serde_json::to_value(built).ok())
+        else {
+            return false;
+        };
+        let built = match &built["pretokenizers"] {
+            Value::Array(steps) => steps.clone(),
+            _ => vec![built],
+        };
+        built.iter().map(essence).eq(steps.iter().map(essence))
+    });
+    fitting.map(PreTokenizer::name)
 }
 
 /// The word pattern that Qwen and Llama 3 share but for how many digits stay together.
@@ -304,4 +362,39 @@ pub(super) fn optional_json(path: &Path) -> Result<Value, LmError> {
     }
     let bytes = std::fs::read(path).map_err(|error| LmError::read(path, error))?;
     serde_json::from_slice(&bytes).map_err(|error| LmError::corrupt(path, "JSON", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn pre_tokenizers_are_known_by_what_they_do() {
+        let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true });
+        let mut rest = bytes.clone();
+        rest["use_regex"] = json!(false);
+        let sequence = |steps: Value| {
+            gguf_pre_tokenizer(
+                &json!({ "pre_tokenizer": { "type": "Sequence", "pretokenizers": steps } }),
+            )
+        };
+        let digits =
+            |individual: bool| json!({ "type": "Digits", "individual_digits": individual });
+        // As the checkpoints of Qwen3 write it.
+        let qwen = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        let split = json!({ "type": "Split", "pattern": { "Regex": qwen }, "behavior": "Isolated", "invert": false });
+        assert_eq!(
+            gguf_pre_tokenizer(&json!({ "pre_tokenizer": bytes })),
+            Some("gpt-2")
+        );
+        assert_eq!(sequence(json!([digits(true), bytes])), Some("smollm"));
+        assert_eq!(sequence(json!([split, rest])), Some("qwen2"));
+        assert_eq!(sequence(json!([digits(false), bytes])), None);
+        assert_eq!(
+            gguf_pre_tokenizer(&json!({ "pre_tokenizer": { "type": "Whitespace" } })),
+            None
+        );
+    }
 }

@@ -224,7 +224,7 @@ impl PermutedHeads {
 }
 
 /// The GGUF name of a Hugging Face tensor name.
-fn gguf_name(name: &str) -> Option<String> {
+pub(super) fn gguf_name(name: &str) -> Option<String> {
     let name = name.strip_suffix(".weight")?;
     let Some(rest) = name.strip_prefix("model.layers.") else {
         let name = match name {

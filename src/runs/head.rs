@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Environment;
+use crate::config::ModelSpec;
 use crate::engine::RunState;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +28,9 @@ pub struct Head {
     pub cache: PathBuf,
     /// The outputs stages declare (`split.train`) and the node outputs behind them (`split.draw.train`).
     pub exports: BTreeMap<String, String>,
+    /// The models that nodes use, by `node.param`; paths are absolute.
+    #[serde(default)]
+    pub models: BTreeMap<String, ModelSpec>,
     pub seed: u64,
     /// Of flow.
     pub version: String,

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use fs_err as fs;
 
 use super::{Environment, Head, RunGraph};
+use crate::config::ModelSpec;
 use crate::engine::{Event, EventKind, NodeStatus, RunState, Sink};
 
 /// How long a line may stay in memory.
@@ -30,6 +31,8 @@ pub struct NewRun<'a> {
     pub cache: &'a Path,
     /// [`crate::graph::Graph::exports`].
     pub exports: &'a BTreeMap<String, String>,
+    /// [`Head::models`].
+    pub models: BTreeMap<String, ModelSpec>,
     pub seed: u64,
     pub graph: RunGraph,
 }
@@ -75,6 +78,7 @@ impl Recorder {
             arguments: run.arguments.clone(),
             cache: run.cache.to_owned(),
             exports: run.exports.clone(),
+            models: run.models.clone(),
             seed: run.seed,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             counts: Default::default(),

@@ -4,12 +4,16 @@ mod bad_input;
 mod bench;
 mod commands;
 mod data;
+#[cfg(feature = "torch")]
+mod exports;
 mod interruption;
 #[cfg(feature = "torch")]
 mod language_model;
 mod looking_back;
 mod medquad;
 mod remarks;
+#[cfg(feature = "torch")]
+mod serve;
 mod shown;
 mod stages;
 mod staleness;

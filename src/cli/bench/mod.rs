@@ -16,6 +16,7 @@ use super::error::{CliError, Exit};
 use super::handover;
 use super::output::Output;
 use crate::ops::Catalog;
+pub use generate::positive;
 
 /// Measure this machine: training steps, judge and generation of a model, the data stages
 #[derive(Debug, Args)]

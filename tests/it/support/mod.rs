@@ -4,9 +4,13 @@ mod judge;
 mod medical;
 mod project;
 #[cfg(feature = "torch")]
+pub mod server;
+#[cfg(feature = "torch")]
 mod tiny_model;
 mod tracking_server;
+#[cfg(feature = "torch")]
+pub mod tuned;
 
 pub use judge::judge;
-pub use project::Project;
+pub use project::{Outcome, Project};
 pub use tracking_server::{Fault, KEY, TrackingServer};

@@ -63,6 +63,7 @@ impl Project {
         for name in [
             "FLOW_CACHE",
             "FLOW_RUNS",
+            "FLOW_API_KEY",
             "FLOW_LOG",
             "HF_HOME",
             "HF_ENDPOINT",

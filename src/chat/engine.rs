@@ -1,0 +1,376 @@
+//! The thread that owns the model: takes jobs from a bounded queue and continues all answers together, those of the base
+//! and those of the tuned model in turns.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::{Job, Piece, Prompts, Traffic, Voice};
+use crate::lm::{
+    AdapterSwitch, Advance, ChatTemplate, Decoder, Finish, LanguageModel, LmError, ModelConfig,
+    NewStream, Streams, TextStream, check_template, load_adapter, read_adapter,
+};
+
+/// What the engine takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Answers written together.
+    pub slots: usize,
+    /// Jobs that may wait for a slot.
+    pub queue: usize,
+    /// The most tokens of prompt and answer together.
+    pub context: usize,
+}
+
+/// Why a job is not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Prompt and answer are longer than the context.
+    TooLong { tokens: usize, limit: usize },
+    /// As many wait as may.
+    Full,
+    /// The engine has ended.
+    Gone,
+}
+
+pub struct Engine {
+    jobs: Option<Sender<Waiting>>,
+    thread: Option<JoinHandle<()>>,
+    waiting: Arc<AtomicUsize>,
+    pub limits: Limits,
+    pub prompts: Arc<Prompts>,
+    pub traffic: Arc<Traffic>,
+}
+
+struct Waiting {
+    job: Job,
+    since: Instant,
+}
+
+/// An answer that is being written.
+struct Running {
+    job: Waiting,
+    text: TextStream,
+    tokens: usize,
+}
+
+impl Engine {
+    /// Starts the thread with a loaded `model` and the PEFT folder of its `adapter`. The context is cut to the model's.
+    ///
+    /// # Errors
+    /// An adapter that does not fit, or was trained with another chat template; a model without one.
+    pub fn start(
+        mut model: LanguageModel,
+        adapter: &std::path::Path,
+        system: String,
+        mut limits: Limits,
+    ) -> Result<Self, LmError> {
+        let saved = read_adapter(adapter)?;
+        let template = ChatTemplate::of_model(model.template.as_ref())?;
+        check_template(adapter, &saved, template.source())?;
+        let switch =
+            AdapterSwitch::new(&load_adapter(adapter, &model.decoder)?, &mut model.decoder)?;
+        let LanguageModel {
+            config,
+            decoder,
+            tokenizer,
+            template,
+        } = model;
+        let template = match template {
+            Some(template) => template,
+            None => {
+                return Err(LmError::Template(
+                    "the model has none; it is a base model".into(),
+                ));
+            }
+        };
+        limits.context = limits
+            .context
+            .min(usize::try_from(config.context).unwrap_or(usize::MAX));
+        let prompts = Arc::new(Prompts::new(tokenizer, template, system));
+        let traffic = Arc::new(Traffic::new().map_err(|error| LmError::Prompt(error.to_string()))?);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let (sender, inbox) = channel();
+        let worker = Worker {
+            streams: Voice::ALL.map(|_| streams(&config, &prompts)),
+            config,
+            decoder,
+            switch,
+            prompts: prompts.clone(),
+            traffic: traffic.clone(),
+            slots: limits.slots.max(1),
+            count: waiting.clone(),
+            queue: VecDeque::new(),
+            running: HashMap::new(),
+            next_id: 0,
+        };
+        let thread = std::thread::Builder::new()
+            .name("model".to_owned())
+            .spawn(move || worker.run(&inbox))
+            .map_err(|error| LmError::Prompt(error.to_string()))?;
+        Ok(Self {
+            jobs: Some(sender),
+            thread: Some(thread),
+            waiting,
+            limits,
+            prompts,
+            traffic,
+        })
+    }
+
+    /// Whether the model still answers.
+    pub fn is_alive(&self) -> bool {
+        self.thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Puts a job into the queue.
+    ///
+    /// # Errors
+    /// Why it is not taken.
+    pub fn submit(&self, job: Job) -> Result<(), Refused> {
+        let (tokens, limit) = (
+            job.prompt.len().saturating_add(job.decoding.max_new_tokens),
+            self.limits.context,
+        );
+        if tokens > limit {
+            return Err(Refused::TooLong { tokens, limit });
+        }
+        // A slot is as good as a place in the queue.
+        let most = self.limits.queue;
+        let taken = self
+            .waiting
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
+                (count < most).then_some(count + 1)
+            });
+        if taken.is_err() {
+            return Err(Refused::Full);
+        }
+        self.traffic.waiting.inc();
+        let waiting = Waiting {
+            job,
+            since: Instant::now(),
+        };
+        let jobs = self.jobs.as_ref().ok_or(Refused::Gone)?;
+        jobs.send(waiting).map_err(|_| Refused::Gone)
+    }
+}
+
+impl Drop for Engine {
+    /// Waits for the answers under way.
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been printed by itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn streams(config: &ModelConfig, prompts: &Prompts) -> Streams {
+    Streams::new(config, prompts.tokenizer.stop_ids())
+}
+
+struct Worker {
+    config: ModelConfig,
+    decoder: Decoder,
+    switch: AdapterSwitch,
+    /// By the order of [`Voice::ALL`].
+    streams: [Streams; 2],
+    prompts: Arc<Prompts>,
+    traffic: Arc<Traffic>,
+    slots: usize,
+    /// Jobs that wait, in the channel or here.
+    count: Arc<AtomicUsize>,
+    queue: VecDeque<Waiting>,
+    running: HashMap<u64, Running>,
+    next_id: u64,
+}
+
+impl Worker {
+    fn run(mut self, inbox: &Receiver<Waiting>) {
+        loop {
+            if self.running.is_empty() && self.queue.is_empty() {
+                match inbox.recv() {
+                    Ok(job) => self.queue.push_back(job),
+                    Err(_) => return,
+                }
+            }
+            // Without a sender the thread ends when all is answered.
+            while let Ok(job) = inbox.try_recv() {
+                self.queue.push_back(job);
+            }
+            self.drop_abandoned();
+            let admitted = self.admit();
+            for (index, new) in admitted.into_iter().enumerate() {
+                self.advance(index, new);
+            }
+            self.traffic.running.set(self.running.len() as i64);
+        }
+    }
+
+    /// Ends the jobs whose reader has gone.
+    fn drop_abandoned(&mut self) {
+        let before = self.queue.len();
+        self.queue.retain(|waiting| !waiting.job.pieces.is_closed());
+        self.leave_queue(before - self.queue.len());
+        let gone: Vec<u64> = self
+            .running
+            .iter()
+            .filter(|(_, running)| running.job.job.pieces.is_closed())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            self.end(id, "cancelled", None);
+        }
+    }
+
+    fn leave_queue(&self, jobs: usize) {
+        self.count.fetch_sub(jobs, Ordering::SeqCst);
+        self.traffic.waiting.sub(jobs as i64);
+    }
+
+    /// Gives free slots to waiting jobs, in their order.
+    fn admit(&mut self) -> [Vec<NewStream>; 2] {
+        let mut admitted = [Vec::new(), Vec::new()];
+        while self.running.len() < self.slots
+            && let Some(mut waiting) = self.queue.pop_front()
+        {
+            self.leave_queue(1);
+            let id = self.next_id;
+            self.next_id += 1;
+            let index = index(waiting.job.voice);
+            if let Some(error) = self.streams[index]
+                .refusal(&waiting.job.prompt, waiting.job.decoding.max_new_tokens)
+            {
+                // Nobody may be there to read it.
+                let _ = waiting.job.pieces.send(Piece::Failed(error.to_string()));
+                continue;
+            }
+            admitted[index].push(NewStream {
+                id,
+                prompt: std::mem::take(&mut waiting.job.prompt),
+                max_new_tokens: waiting.job.decoding.max_new_tokens,
+                sample: waiting.job.decoding.sample.clone(),
+            });
+            let text = TextStream::new(std::mem::take(&mut waiting.job.decoding.stops));
+            self.running.insert(
+                id,
+                Running {
+                    job: waiting,
+                    text,
+                    tokens: 0,
+                },
+            );
+        }
+        admitted
+    }
+
+    /// One step of one voice's answers, and the prompts of those that are new.
+    fn advance(&mut self, index: usize, new: Vec<NewStream>) {
+        if new.is_empty() && self.streams[index].is_empty() {
+            return;
+        }
+        self.switch
+            .set(&mut self.decoder, Voice::ALL[index] == Voice::Tuned);
+        let lengths: Vec<(u64, usize)> = new
+            .iter()
+            .map(|stream| (stream.id, stream.prompt.len()))
+            .collect();
+        match self.streams[index].join(&self.decoder, new) {
+            Ok(advances) => {
+                for (id, prompt_tokens) in &lengths {
+                    if let Some(running) = self.running.get(id) {
+                        self.traffic.started(
+                            running.job.job.voice,
+                            *prompt_tokens,
+                            running.job.since.elapsed(),
+                        );
+                    }
+                }
+                self.hand_over(advances);
+            }
+            Err(error) => lengths.iter().for_each(|(id, _)| self.fail(*id, &error)),
+        }
+        match self.streams[index].step(&self.decoder) {
+            Ok(advances) => self.hand_over(advances),
+            Err(error) => {
+                let all: Vec<u64> = self
+                    .running
+                    .iter()
+                    .filter(|(_, running)| self::index(running.job.job.voice) == index)
+                    .map(|(id, _)| *id)
+                    .collect();
+                all.into_iter().for_each(|id| self.fail(id, &error));
+                self.streams[index] = streams(&self.config, &self.prompts);
+            }
+        }
+    }
+
+    fn hand_over(&mut self, advances: Vec<Advance>) {
+        for advance in advances {
+            if let Err(error) = self.hand_one(advance) {
+                self.fail(advance.id, &error);
+            }
+        }
+    }
+
+    fn hand_one(&mut self, advance: Advance) -> Result<(), LmError> {
+        let Some(running) = self.running.get_mut(&advance.id) else {
+            return Ok(());
+        };
+        let mut text = String::new();
+        if let Some(token) = advance.token {
+            running.tokens += 1;
+            self.traffic.token(running.job.job.voice);
+            text = running.text.push(&self.prompts.tokenizer, token)?;
+        }
+        if advance.finish.is_some() {
+            text.push_str(&running.text.finish(&self.prompts.tokenizer)?);
+        }
+        let finish = match running.text.stopped() {
+            true => Some(Finish::Stop),
+            false => advance.finish,
+        };
+        if !text.is_empty() {
+            // A reader that has gone is seen before the next step.
+            let _ = running.job.job.pieces.send(Piece::Text(text));
+        }
+        if let Some(finish) = finish {
+            let tokens = running.tokens;
+            let how = match finish {
+                Finish::Stop => "stop",
+                Finish::Length => "length",
+            };
+            self.end(advance.id, how, Some(Piece::Done { finish, tokens }));
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, id: u64, error: &LmError) {
+        self.end(id, "failed", Some(Piece::Failed(error.to_string())));
+    }
+
+    fn end(&mut self, id: u64, how: &str, last: Option<Piece>) {
+        let Some(running) = self.running.remove(&id) else {
+            return;
+        };
+        let voice = running.job.job.voice;
+        self.streams[index(voice)].leave(id);
+        self.traffic.ended(voice, how, running.job.since.elapsed());
+        if let Some(last) = last {
+            let _ = running.job.job.pieces.send(last);
+        }
+    }
+}
+
+fn index(voice: Voice) -> usize {
+    match voice {
+        Voice::Base => 0,
+        Voice::Tuned => 1,
+    }
+}

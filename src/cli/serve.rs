@@ -1,0 +1,163 @@
+//! `flow serve`: the model that a run has trained as an OpenAI-compatible server with a chat page.
+
+use std::net::IpAddr;
+
+use clap::Args;
+
+use super::error::{CliError, Exit};
+use super::handover;
+use super::output::Output;
+
+/// Serve the model that a run has trained, and its base, with OpenAI's protocol and a chat page
+///
+/// The models are called `tuned` and `base`. Prints the address once it answers; ends on Ctrl-C or SIGTERM when the
+/// answers under way are written, on a second signal at once.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// An id, the beginning of one, `latest`, or `latest~1` for the one before
+    #[arg(value_name = "RUN", default_value = "latest")]
+    pub run: String,
+
+    /// The node or stage that trained, where the run has several
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<String>,
+
+    /// The address to listen on; others than this machine's own need an API key
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub host: IpAddr,
+
+    /// The port; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    pub port: u16,
+
+    /// Requests must carry this key
+    #[arg(long, value_name = "KEY", env = "FLOW_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+
+    /// Answers written together
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = super::bench::positive)]
+    pub slots: usize,
+
+    /// Requests that may wait for a slot; more are answered with status 429
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = super::bench::positive)]
+    pub queue: usize,
+
+    /// The most tokens of prompt and answer together; never more than the model's context
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = super::bench::positive)]
+    pub context: usize,
+
+    /// Precision of the arithmetic; auto is bf16 where the processor computes it natively
+    #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
+    pub dtype: String,
+
+    /// Send nothing over the network
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// Serves; only `flow-lm` can.
+pub type ModelServe = fn(&Arguments, &Output) -> Result<Exit, CliError>;
+
+pub fn run(
+    arguments: &Arguments,
+    model: Option<ModelServe>,
+    output: &Output,
+) -> Result<Exit, CliError> {
+    let key = arguments.api_key.as_deref();
+    if key.is_some_and(|key| key.trim().is_empty()) {
+        return Err(CliError::wrong(
+            "the API key is empty",
+            "give one, or unset `FLOW_API_KEY`",
+        ));
+    }
+    if key.is_none() && !arguments.host.is_loopback() {
+        return Err(CliError::wrong(
+            format!("others could use the model at {}", arguments.host),
+            "give a key with `--api-key` or `FLOW_API_KEY`, or leave out `--host` to serve this machine only",
+        ));
+    }
+    match model {
+        Some(model) => model(arguments, output),
+        None => Err(handover::to_language_model()),
+    }
+}
+
+#[cfg(feature = "torch")]
+pub use server::with_model;
+
+#[cfg(feature = "torch")]
+mod server {
+    use tokio::net::TcpListener;
+    use tokio::signal::unix::{SignalKind, signal};
+
+    use super::Arguments;
+    use crate::chat::Limits;
+    use crate::chat::http::{About, serve};
+    use crate::cli::error::{CliError, Exit};
+    use crate::cli::output::Output;
+    use crate::cli::speaker::{self, Wanted};
+
+    /// The [`super::ModelServe`] of `flow-lm`.
+    pub fn with_model(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
+        // An address that is taken shows before the model is loaded.
+        let address = (arguments.host, arguments.port);
+        let listener = runtime
+            .block_on(TcpListener::bind(address))
+            .map_err(|error| {
+                let place = format!("{}:{}", arguments.host, arguments.port);
+                CliError::failed(
+                    format!("cannot listen on {place}: {error}"),
+                    Some("choose another with `--port`; 0 takes a free one".to_owned()),
+                )
+            })?;
+        let limits = Limits {
+            slots: arguments.slots,
+            queue: arguments.queue,
+            context: arguments.context,
+        };
+        let wanted = Wanted {
+            run: &arguments.run,
+            node: arguments.node.as_deref(),
+            dtype: &arguments.dtype,
+            offline: arguments.offline,
+        };
+        let (engine, title) = speaker::start(&wanted, limits, output)?;
+        output.tell(&title);
+        let about = About {
+            title,
+            created: jiff::Timestamp::now().as_second(),
+        };
+        let told = *output;
+        runtime.block_on(async {
+            let stop = stop(told)?;
+            output.print(&format!("http://{}", listener.local_addr()?))?;
+            serve(listener, engine, about, arguments.api_key.clone(), stop).await?;
+            Ok::<_, CliError>(())
+        })?;
+        Ok(Exit::Ok)
+    }
+
+    /// Done at the first signal; the second ends the process.
+    fn stop(output: Output) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut next = async move || {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        Ok(async move {
+            next().await;
+            output.tell("stopping: answers under way are finished; once more to end at once");
+            tokio::spawn(async move {
+                next().await;
+                std::process::exit(130);
+            });
+        })
+    }
+}

@@ -1,0 +1,47 @@
+//! Loads the model that a run has trained, for the commands that let it speak.
+
+use super::error::CliError;
+use super::folders::Folders;
+use super::output::Output;
+use super::trained::Trained;
+use crate::chat::{Engine, Limits};
+use crate::lm::{LanguageModel, LoadOptions};
+use crate::ui::seconds;
+
+/// What the commands say of the model.
+pub struct Wanted<'a> {
+    pub run: &'a str,
+    pub node: Option<&'a str>,
+    pub dtype: &'a str,
+    pub offline: bool,
+}
+
+/// The engine with base and tuned model, and one line that says what it is.
+pub fn start(
+    wanted: &Wanted<'_>,
+    limits: Limits,
+    output: &Output,
+) -> Result<(Engine, String), CliError> {
+    let trained = Trained::find(&Folders::of_working_folder(), wanted.run, wanted.node)?;
+    let base = trained.base(wanted.offline)?;
+    let options = LoadOptions {
+        dtype: wanted.dtype.parse()?,
+        ..LoadOptions::default()
+    };
+    let started = std::time::Instant::now();
+    let model = LanguageModel::load(&base, &options)?;
+    let placement = model.decoder.placement();
+    output.tell(&format!(
+        "loaded {} in {} on {:?}, computing in {:?}",
+        trained.base_name,
+        seconds(started.elapsed().as_secs_f64()),
+        placement.device,
+        placement.kind
+    ));
+    let title = format!(
+        "{}, tuned by {} in the run {}",
+        trained.base_name, trained.pipeline, trained.id
+    );
+    let engine = Engine::start(model, &trained.adapter, trained.system.clone(), limits)?;
+    Ok((engine, title))
+}

@@ -1,0 +1,369 @@
+//! `flow serve` and `flow chat`: the model that a run has trained, asked over HTTP and in the terminal.
+
+use std::io::Write as _;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::support::Project;
+use crate::support::server::{Server, events};
+use crate::support::tuned::tuned;
+
+/// The likeliest token each time, so that texts can be compared.
+fn asked(model: &str, question: &str, tokens: u32) -> Value {
+    json!({
+        "model": model, "messages": [{ "role": "user", "content": question }],
+        "temperature": 0, "repetition_penalty": 1, "no_repeat_ngram_size": 0, "max_tokens": tokens,
+    })
+}
+
+fn content(answer: &Value) -> &str {
+    answer["choices"][0]["message"]["content"].as_str().unwrap()
+}
+
+/// A question whose answer by the base does not end by itself within `tokens`.
+fn endless(server: &Server, tokens: u32) -> Value {
+    let questions = (0..50).map(|place| format!("What is {place}?"));
+    let mut bodies = questions.map(|question| asked("base", &question, tokens));
+    bodies
+        .find(|body| server.complete(body)["choices"][0]["finish_reason"] == "length")
+        .expect("a random model rarely ends")
+}
+
+#[test]
+fn completions_whole_and_streamed() {
+    let project = tuned();
+    let server = Server::start(&project, &[]);
+    let body = asked("tuned", "What is case 3?", 40);
+    let whole = server.complete(&body);
+    let base = server.complete(&asked("base", "What is case 3?", 40));
+    assert_ne!(content(&whole), content(&base));
+    assert_eq!(content(&server.complete(&body)), content(&whole));
+    assert_eq!(
+        (&whole["object"], &whole["model"]),
+        (&json!("chat.completion"), &json!("tuned"))
+    );
+    let usage = &whole["usage"];
+    assert_eq!(
+        usage["total_tokens"],
+        usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap()
+    );
+
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    streamed["stream_options"] = json!({ "include_usage": true });
+    let response = server.post(&streamed).send().unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let mut data: Vec<String> = events(response).collect();
+    assert_eq!(data.pop().unwrap(), "[DONE]");
+    let chunks: Vec<Value> = data
+        .iter()
+        .map(|data| serde_json::from_str(data).unwrap())
+        .collect();
+    let text: String = chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str())
+        .collect();
+    assert_eq!(text, content(&whole));
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    assert_eq!(
+        chunks[chunks.len() - 2]["choices"][0]["finish_reason"],
+        whole["choices"][0]["finish_reason"]
+    );
+    assert_eq!(&chunks[chunks.len() - 1]["usage"], usage);
+
+    // The sampled answer of a seed is the same again.
+    let sampled =
+        json!({ "model": "base", "messages": body["messages"], "seed": 5, "max_tokens": 30 });
+    assert_eq!(
+        content(&server.complete(&sampled)),
+        content(&server.complete(&sampled))
+    );
+
+    assert_eq!(
+        server
+            .get("/health")
+            .send()
+            .unwrap()
+            .json::<Value>()
+            .unwrap()["status"],
+        "ok"
+    );
+    let models: Value = server.get("/v1/models").send().unwrap().json().unwrap();
+    assert_eq!(
+        (&models["data"][0]["id"], &models["data"][1]["id"]),
+        (&json!("base"), &json!("tuned"))
+    );
+    assert!(
+        server
+            .get("/")
+            .send()
+            .unwrap()
+            .text()
+            .unwrap()
+            .contains("no medical advice")
+            || server
+                .get("/about")
+                .send()
+                .unwrap()
+                .text()
+                .unwrap()
+                .contains("no medical advice")
+    );
+    let written = usage["completion_tokens"].as_f64().unwrap();
+    // Three times the same answer; a stop token is not written.
+    assert_eq!(
+        server.metric("flow_new_tokens_total{model=\"tuned\"}"),
+        3.0 * written
+    );
+}
+
+#[test]
+fn answers_written_together_are_those_written_alone() {
+    let project = tuned();
+    let server = Server::start(&project, &["--slots", "4", "--queue", "16"]);
+    let bodies: Vec<Value> = (0..10)
+        .map(|place| {
+            asked(
+                ["base", "tuned"][place % 2],
+                &format!("What is case {}?", "9".repeat(place + 1)),
+                10 + 7 * place as u32,
+            )
+        })
+        .collect();
+    let alone: Vec<Value> = bodies
+        .iter()
+        .map(|body| server.complete(body)["choices"].clone())
+        .collect();
+    let together: Vec<Value> = std::thread::scope(|scope| {
+        let asking: Vec<_> = bodies
+            .iter()
+            .map(|body| scope.spawn(|| server.complete(body)["choices"].clone()))
+            .collect();
+        asking
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    assert_eq!(together, alone);
+}
+
+#[test]
+fn an_answer_ends_before_a_stop_string() {
+    let project = tuned();
+    let server = Server::start(&project, &[]);
+    // Of a random model much is no text.
+    let mut bodies = (0..50).map(|place| asked("tuned", &format!("What is case {place}?"), 60));
+    let (mut body, whole) = bodies
+        .find_map(|body| {
+            let text = content(&server.complete(&body)).to_owned();
+            (text.chars().count() >= 12).then_some((body, text))
+        })
+        .expect("the tuned model writes text");
+    let stop: String = whole.chars().skip(6).take(3).collect();
+    body["stop"] = json!([stop]);
+    let cut = server.complete(&body);
+    assert_eq!(content(&cut), whole.split(&stop).next().unwrap());
+    assert_eq!(cut["choices"][0]["finish_reason"], "stop");
+    assert!(cut["usage"]["completion_tokens"].as_u64().unwrap() < 60);
+}
+
+#[test]
+fn requests_that_cannot_be_answered_say_why() {
+    let project = tuned();
+    let server = Server::start(&project, &["--context", "300"]);
+    let body = asked("tuned", "What?", 10);
+    let bad = |key: &str, value: Value| {
+        let mut body = body.clone();
+        body[key] = value;
+        server.refused(server.post(&body))
+    };
+    let (status, error) = bad("model", json!("gpt"));
+    assert_eq!((status, &error["code"]), (404, &json!("model_not_found")));
+    let (status, error) = bad("max_tokens", json!(400));
+    assert_eq!(
+        (status, &error["code"]),
+        (400, &json!("context_length_exceeded"))
+    );
+    let (status, error) = bad("temperature", json!("warm"));
+    assert_eq!(
+        (status, &error["param"], &error["type"]),
+        (400, &json!("temperature"), &json!("invalid_request_error"))
+    );
+    assert_eq!(
+        bad(
+            "messages",
+            json!([{ "role": "user", "content": "x".repeat(1 << 20) }])
+        )
+        .0,
+        413
+    );
+    assert_eq!(server.refused(server.get("/v1/nothing")).0, 404);
+    assert_eq!(server.refused(server.get("/v1/chat/completions")).0, 405);
+    // `headers` replaces what is there.
+    let text = [(
+        "content-type".parse().unwrap(),
+        "text/plain".parse().unwrap(),
+    )];
+    let plain = server.post(&body).headers(text.into_iter().collect());
+    assert_eq!(server.refused(plain).0, 415);
+    // A page of another site, through a name of its own.
+    assert_eq!(
+        server
+            .refused(server.get("/v1/models").header("host", "evil.example"))
+            .0,
+        403
+    );
+    // And still it answers.
+    server.complete(&body);
+}
+
+#[test]
+fn a_full_queue_refuses_and_a_client_that_leaves_makes_room() {
+    let project = tuned();
+    let server = Server::start(&project, &["--slots", "1", "--queue", "1"]);
+    let mut long = endless(&server, 1500);
+    long["max_tokens"] = json!(3900);
+    long["stream"] = json!(true);
+    let holding = server.post(&long).send().unwrap();
+    server.wait_for("flow_answers_running", 1.0);
+    let short = asked("tuned", "What?", 5);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| server.complete(&short));
+        server.wait_for("flow_answers_waiting", 1.0);
+        let response = server.post(&short).send().unwrap();
+        assert_eq!(response.status(), 429);
+        assert!(response.headers().contains_key("retry-after"));
+        assert_eq!(
+            response.json::<Value>().unwrap()["error"]["code"],
+            "rate_limit_exceeded"
+        );
+        // The one that holds the slot goes away in the middle of its answer.
+        drop(holding);
+        assert!(
+            waiting.join().unwrap()["usage"]["completion_tokens"]
+                .as_u64()
+                .unwrap()
+                <= 5
+        );
+    });
+    assert_eq!(
+        server.metric("flow_answers_total{finish=\"cancelled\",model=\"base\"}"),
+        1.0
+    );
+    assert_eq!(server.metric("flow_refused_total{status=\"429\"}"), 1.0);
+}
+
+#[test]
+fn a_terminated_server_finishes_its_answers() {
+    let project = tuned();
+    let mut server = Server::start(&project, &[]);
+    let mut body = endless(&server, 400);
+    body["stream"] = json!(true);
+    let mut data = events(server.post(&body).send().unwrap());
+    data.next().unwrap();
+    server.terminate();
+    let rest: Vec<String> = data.collect();
+    assert_eq!(rest.last().unwrap(), "[DONE]");
+    assert!(
+        rest[rest.len() - 2].contains("\"finish_reason\":\"length\""),
+        "{}",
+        rest[rest.len() - 2]
+    );
+    assert!(server.wait().success());
+    assert!(server.get("/health").send().is_err());
+}
+
+#[test]
+fn other_machines_need_a_key() {
+    let project = tuned();
+    let refused = project.flow(&["serve", "--host", "0.0.0.0"]).code(2);
+    insta::assert_snapshot!(refused.messages(), @r"
+    error: others could use the model at 0.0.0.0
+      help: give a key with `--api-key` or `FLOW_API_KEY`, or leave out `--host` to serve this machine only
+    ");
+    let project = project.variable("FLOW_API_KEY", "s3cret");
+    let server = Server::start(&project, &[]);
+    let (status, error) = server.refused(server.get("/v1/models"));
+    assert_eq!((status, &error["code"]), (401, &json!("invalid_api_key")));
+    assert_eq!(
+        server
+            .refused(
+                server
+                    .post(&asked("tuned", "What?", 5))
+                    .bearer_auth("wrong")
+            )
+            .0,
+        401
+    );
+    assert_eq!(
+        server
+            .get("/v1/models")
+            .bearer_auth("s3cret")
+            .send()
+            .unwrap()
+            .status(),
+        200
+    );
+    assert_eq!(server.get("/health").send().unwrap().status(), 200);
+}
+
+/// Types `lines` into `flow chat`.
+fn typed(project: &Project, arguments: &[&str], lines: &str) -> crate::support::Outcome {
+    let mut child = project
+        .command(
+            &[
+                &["chat", "--dtype", "f32", "--max-new-tokens", "12"],
+                arguments,
+            ]
+            .concat(),
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(lines.as_bytes())
+        .unwrap();
+    project.outcome(child.wait_with_output().unwrap()).success()
+}
+
+#[test]
+fn a_conversation_in_the_terminal() {
+    let project = tuned();
+    let cold = ["--temperature", "0"];
+    let both = typed(
+        &project,
+        &cold,
+        "What is case 3?\n/reset\n/base\nWhat is case 3?\n",
+    );
+    let tuned = typed(&project, &cold, "What is case 3?\n").stdout;
+    let base = typed(
+        &project,
+        &["--temperature", "0", "--base"],
+        "What is case 3?\n",
+    )
+    .stdout;
+    assert_eq!(both.stdout, format!("{tuned}{base}"));
+    assert!(
+        both.stderr.contains("no medical advice") && both.stderr.contains("the base model answers"),
+        "{}",
+        both.stderr
+    );
+    // What was said before counts, until it is forgotten.
+    let again = typed(&project, &cold, "Hello.\nWhat is case 3?\n").stdout;
+    assert!(!again.ends_with(&tuned), "{again}");
+    let system = typed(
+        &project,
+        &cold,
+        "/system\n/system Be kind.\n/nothing\n/quit\nWhat?\n",
+    );
+    assert_eq!(system.stdout, "");
+    assert!(system.stderr.ends_with(
+        "the system message is: Answer in short.\nthe system message is: Be kind.\nerror: there is no `/nothing`\n  help: `/help` lists what there is\n"
+    ), "{}", system.stderr);
+}
