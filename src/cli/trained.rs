@@ -13,6 +13,10 @@ use crate::digest::Digest;
 use crate::models::Resolver;
 use crate::runs::{NodeView, OutputView, RunView};
 
+#[cfg_attr(
+    not(feature = "torch"),
+    expect(dead_code, reason = "read by the language-model runtime")
+)]
 pub struct Trained {
     /// Of the run.
     pub id: String,
@@ -114,6 +118,10 @@ impl Trained {
     ///
     /// # Errors
     /// Files that are missing or have changed.
+    #[cfg_attr(
+        not(feature = "torch"),
+        expect(dead_code, reason = "read by the language-model runtime")
+    )]
     pub fn base(&self, offline: bool) -> Result<PathBuf, CliError> {
         let resolver = Resolver {
             root: &self.root,

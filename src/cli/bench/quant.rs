@@ -12,6 +12,10 @@ pub enum Quant {
 }
 
 impl Quant {
+    #[cfg_attr(
+        not(feature = "torch"),
+        expect(dead_code, reason = "read by the language-model runtime")
+    )]
     pub fn name(self) -> String {
         format!("{self:?}").to_lowercase()
     }

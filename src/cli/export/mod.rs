@@ -61,10 +61,6 @@ pub struct Arguments {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-#[cfg_attr(
-    not(feature = "torch"),
-    expect(dead_code, reason = "read by the language-model runtime")
-)]
 enum Format {
     F16,
     #[value(name = "q8_0")]
