@@ -139,7 +139,7 @@ fn as_text(plan: &Plan, style: Style) -> String {
     text
 }
 
-/// `params.threshold: 0.3 → 0.5; files.query changed`.
+/// `with.threshold: 0.3 → 0.5; files.query changed`.
 pub fn reasons_text(reasons: &[Reason]) -> String {
     const MOST: usize = 4;
     let mut parts: Vec<_> = reasons.iter().take(MOST).map(reason_text).collect();

@@ -1,7 +1,7 @@
 //! Processes that an op started and that outlive a killed flow: they are ended before anything of theirs is used again.
 //!
-//! They are known by their environment, where `$OUT` is a folder in the node's scratch folder. Until the next run they can
-//! write into that folder only, of which nothing is kept.
+//! A guard ends them with flow (`ops::command::guard`); here it is made up for where it was killed as well. They are known by
+//! their environment, where `$OUT` is a folder in the node's scratch folder; nothing that they write there is kept.
 
 use std::collections::HashSet;
 use std::path::Path;

@@ -254,11 +254,7 @@ impl<'a> Expander<'a> {
         let sound = self.problems.len() == before;
         check_ports(&owner, call, &interface, &mut self.problems);
         let mut node = Node {
-            seed: if op.seeded() {
-                derive_seed(self.spec.seed, &name)
-            } else {
-                0
-            },
+            seed: 0,
             name,
             stage: stage.name.clone(),
             op: call.uses.clone(),
@@ -272,6 +268,9 @@ impl<'a> Expander<'a> {
             outputs: Vec::new(),
             resources: Resources::default(),
         };
+        if op.seeded(&node) {
+            node.seed = derive_seed(self.spec.seed, &node.name);
+        }
         let outputs = if sound {
             op.outputs(&node)
         } else {

@@ -43,7 +43,7 @@ pub struct Manifest {
     pub seed: u64,
 }
 
-/// One difference between two manifests: `params.threshold: 0.3 → 0.5`.
+/// One difference between two manifests: `with.threshold: 0.3 → 0.5`, named as the pipeline writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartChange {
     pub part: String,
@@ -107,7 +107,7 @@ impl Manifest {
         parts.extend(
             self.params
                 .iter()
-                .map(|(name, value)| (format!("params.{name}"), value.clone())),
+                .map(|(name, value)| (format!("with.{name}"), value.clone())),
         );
         let digests = [
             ("files", &self.files),

@@ -143,7 +143,7 @@ impl Op for Ask {
         interface
     }
 
-    fn seeded(&self) -> bool {
+    fn seeded(&self, _: &Node) -> bool {
         true
     }
 }

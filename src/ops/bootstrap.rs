@@ -78,7 +78,7 @@ impl Op for Bootstrap {
         }
     }
 
-    fn seeded(&self) -> bool {
+    fn seeded(&self, _: &Node) -> bool {
         true
     }
 

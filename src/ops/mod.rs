@@ -43,8 +43,10 @@ pub trait Op: Send + Sync {
 
     fn interface(&self) -> Interface;
 
-    /// Whether `node.seed` is used; an op that is not seeded keeps its fingerprint when the pipeline's seed changes.
-    fn seeded(&self) -> bool {
+    /// Whether `node.seed` is used, which its params may decide; a node that is not seeded keeps its fingerprint when the
+    /// pipeline's seed changes.
+    fn seeded(&self, node: &Node) -> bool {
+        let _ = node;
         false
     }
 

@@ -104,7 +104,7 @@ impl Op for Score {
     }
 
     /// The bootstrap draws by it.
-    fn seeded(&self) -> bool {
+    fn seeded(&self, _: &Node) -> bool {
         true
     }
 

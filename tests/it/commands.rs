@@ -64,7 +64,7 @@ fn plan_names_what_changed() {
         .success();
     insta::assert_snapshot!(outcome.results(), @r"
     cached    rows
-    will run  few.pick  params.params.least: 2 → 3
+    will run  few.pick  with.params.least: 2 → 3
     may run   out       if `few.pick` gives something else than before
     1 will run, 1 may run, 1 cached
     ");
@@ -88,7 +88,7 @@ fn plan_names_what_changed() {
         .json();
     assert_eq!(
         plan["nodes"][1]["reasons"][0],
-        json!({ "reason": "changed", "part": "params.params.least", "old": "2", "new": "3" })
+        json!({ "reason": "changed", "part": "with.params.least", "old": "2", "new": "3" })
     );
     assert_eq!(
         (&plan["will_run"], &plan["may_run"], &plan["cached"]),
@@ -149,7 +149,7 @@ fn runs_are_listed_shown_and_explained() {
     assert_eq!(shown["nodes"][1]["outputs"][0]["rows"], 2);
     insta::assert_snapshot!(project.flow(&["why", "latest", "few.pick"]).success().results().lines().take(2).collect::<Vec<_>>().join("\n"), @r"
     `few.pick` ran in [run]:
-      params.params.least: 2 → 1
+      with.params.least: 2 → 1
     ");
     assert_eq!(
         project

@@ -280,7 +280,7 @@ fn the_whole_way_is_reported_compared_and_followed() {
     assert_eq!(compared["missing"], json!([]));
     assert_eq!(
         compared["params"],
-        json!([{ "node": "train.fit", "part": "params.learning_rate", "values": ["0.01", "0.02"] }])
+        json!([{ "node": "train.fit", "part": "with.learning_rate", "values": ["0.01", "0.02"] }])
     );
     let curve = |metric: &str| {
         let curves = compared["curves"].as_array().unwrap();

@@ -147,8 +147,8 @@ fn runs_are_compared() {
     assert_eq!(
         json!(parts),
         json!([
-            ["dedup.judge", "params.params.shift", ["0", "1"]],
-            ["evaluate.tuned", "params.params.words", ["12", "20"]],
+            ["dedup.judge", "with.params.shift", ["0", "1"]],
+            ["evaluate.tuned", "with.params.words", ["12", "20"]],
         ])
     );
     let node = |name: &str| {
@@ -158,7 +158,7 @@ fn runs_are_compared() {
     assert_eq!(node("dedup.groups"), None);
     assert_eq!(
         node("dedup.judge").unwrap()["parts"],
-        json!(["params.params.shift"])
+        json!(["with.params.shift"])
     );
     assert_eq!(
         node("merged.merge").unwrap()["inputs"],
@@ -241,15 +241,15 @@ fn a_comparison_is_a_text_of_tables() {
     };
     insta::assert_snapshot!(section("what was asked"), @r"
     what was asked differently
-    node             part                   A    B
-    ────────────────────────────────────────────────
-    evaluate.tuned   params.params.words   12   20
+    node             part                 A    B
+    ──────────────────────────────────────────────
+    evaluate.tuned   with.params.words   12   20
     ");
     insta::assert_snapshot!(section("nodes that differ"), @r"
     nodes that differ
-    node             A     B     because of            result
-    ────────────────────────────────────────────────────────────
-    evaluate.tuned   ran   ran   params.params.words   differs
+    node             A     B     because of          result
+    ──────────────────────────────────────────────────────────
+    evaluate.tuned   ran   ran   with.params.words   differs
     ");
     insta::assert_snapshot!(section("scores"), @r"
     scores (means; differences from A with 95 % intervals)
@@ -283,7 +283,7 @@ fn records_are_compared_and_drawn_while_a_run_holds_the_cache() {
         .flow(&["compare", "latest~1", "latest", "--json"])
         .success()
         .json();
-    assert_eq!(compared["params"][0]["part"], "params.params.shift");
+    assert_eq!(compared["params"][0]["part"], "with.params.shift");
     assert_eq!(compared["metrics"], json!([]));
     assert!(
         compared["missing"][0]

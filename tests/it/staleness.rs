@@ -96,3 +96,20 @@ fn a_chain_of_two_thousand_runs() {
     assert_eq!(runs_after(&project, DATA), 2000);
     assert_eq!(runs_after(&project, DATA), 0);
 }
+
+#[test]
+fn a_new_seed_reruns_what_draws_by_it() {
+    let project = Project::with_pipeline("");
+    let with = |seed: u32| {
+        format!(
+            "seed: {seed}\nstages:\n  all: {{ uses: source, with: {{ path: data.csv }} }}\n  some: {{ uses: source, with: {{ path: data.csv, limit: 2 }} }}\n"
+        )
+    };
+    project.write("data.csv", "id,n\n1,a\n2,b\n3,c\n4,d\n");
+    project.write("pipelines/p.yaml", with(1));
+    project.run();
+    project.write("pipelines/p.yaml", with(2));
+    project.run();
+    assert_eq!(project.ran(), ["some"]);
+    assert_eq!(project.with_status("cached"), ["all"]);
+}

@@ -12,7 +12,7 @@ use crate::runs::Run;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Part {
     pub node: String,
-    /// `params.learning_rate`, `files.prompt`, `models.model`, `seed`.
+    /// `with.learning_rate`, `files.prompt`, `models.model`, `seed`.
     pub part: String,
     pub values: Vec<Option<String>>,
 }

@@ -151,8 +151,13 @@ impl Op for Generate {
         }
     }
 
-    fn seeded(&self) -> bool {
-        true
+    /// Greedy decoding draws nothing.
+    fn seeded(&self, node: &Node) -> bool {
+        node.params
+            .get("generation")
+            .and_then(|generation| generation.get("temperature"))
+            .and_then(serde_json::Value::as_f64)
+            .is_some_and(|temperature| temperature > 0.0)
     }
 
     fn resources(&self, _node: &Node) -> Resources {

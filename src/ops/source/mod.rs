@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 
 pub use format::Format;
-pub use params::Params;
+pub use params::{Limit, Params};
 
 use super::{Context, Op, OpError, Outputs, Problem, checker};
 use crate::config::{Columns, Interface, display};
@@ -40,8 +40,8 @@ impl Op for Source {
     }
 
     /// The sample that `limit` draws depends on it.
-    fn seeded(&self) -> bool {
-        true
+    fn seeded(&self, node: &Node) -> bool {
+        Params::of(node).is_ok_and(|params| params.limit != Limit::All)
     }
 
     fn outputs(&self, node: &Node) -> Vec<String> {

@@ -253,7 +253,7 @@ impl Op for Train {
         }
     }
 
-    fn seeded(&self) -> bool {
+    fn seeded(&self, _: &Node) -> bool {
         true
     }
 
