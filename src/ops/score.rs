@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use duckdb::Connection;
+use duckdb::{Connection, ToSql, appender_params_from_iter};
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::Value;
@@ -27,7 +27,14 @@ struct Params {
 /// The slice that holds every row.
 const ALL: &str = "all";
 
-const SCORES: [&str; 2] = ["exact_match", "f1"];
+/// What is measured: the column, and the score from 0 to 1 of a prediction against the references, of which the best counts.
+const MEASURES: [(&str, fn(&str, &[String]) -> f64); 2] = [
+    ("exact_match", metrics::exact_match_best),
+    ("f1", metrics::f1_best),
+];
+
+/// A row's scores in percent, in the order of [`MEASURES`].
+type Scores = [f64; MEASURES.len()];
 
 impl Op for Score {
     fn name(&self) -> &'static str {
@@ -96,7 +103,7 @@ impl Op for Score {
                 ("baseline".to_owned(), Port::table("Other predictions for the same ids; the gain over them is given.", &id).optional()),
             ]),
             outputs: BTreeMap::from([
-                ("rows".to_owned(), Port::table("The rows of the input with their scores.", &[("id", "VARCHAR"), ("exact_match", "DOUBLE"), ("f1", "DOUBLE")])),
+                ("rows".to_owned(), Port { columns: scored_columns(), ..Port::table("The rows of the input with their scores.", &[]) }),
                 ("summary".to_owned(), Port { columns: summary_columns(), ..Port::table("Means with intervals: of all rows, then by group.", &[]) }),
             ]),
             open_inputs: false,
@@ -138,12 +145,10 @@ impl Op for Score {
                     help: Some(format!("{guess}it has {}", suggest::list(names()))),
                 });
             }
-            if let ("rows", Some(taken)) = (
-                port,
-                SCORES
-                    .iter()
-                    .find(|score| names().any(|name| name == **score)),
-            ) {
+            let taken = MEASURES
+                .iter()
+                .find(|(score, _)| names().any(|name| name == *score));
+            if let ("rows", Some((taken, _))) = (port, taken) {
                 let help = Some(
                     "score a table that has no scores yet, or rename the column with `sql`"
                         .to_owned(),
@@ -158,17 +163,26 @@ impl Op for Score {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let scores = SCORES.map(|name| (name.to_owned(), "DOUBLE".to_owned()));
-        let rows = inputs
-            .get("rows")
-            .cloned()
-            .flatten()
-            .map(|columns| columns.into_iter().chain(scores).collect());
+        let rows = inputs.get("rows").cloned().flatten().map(|columns| {
+            columns
+                .into_iter()
+                .chain(scored_columns().into_iter().skip(1))
+                .collect()
+        });
         Ok(BTreeMap::from([
             ("rows".to_owned(), rows),
             ("summary".to_owned(), Some(summary_columns())),
         ]))
     }
+}
+
+/// The id and the scores of a row.
+fn scored_columns() -> Columns {
+    let scores = MEASURES.map(|(name, _)| (name.to_owned(), "DOUBLE".to_owned()));
+    [("id".to_owned(), "VARCHAR".to_owned())]
+        .into_iter()
+        .chain(scores)
+        .collect()
 }
 
 fn summary_columns() -> Columns {
@@ -181,7 +195,7 @@ fn summary_columns() -> Columns {
 
 fn summary_table() -> Table {
     let mut table = Table::new(&[("slice", ColumnType::Text), ("n", ColumnType::Integer)]);
-    for score in SCORES {
+    for (score, _) in MEASURES {
         for part in ["", "_low", "_high", "_gain", "_gain_low", "_gain_high"] {
             table
                 .columns
@@ -191,12 +205,12 @@ fn summary_table() -> Table {
     table
 }
 
-/// A row's texts and, once known, its scores in percent: of the prediction and of the baseline.
+/// A row with the scores of its prediction and of the baseline's.
 struct Scored {
     id: String,
     group: Option<String>,
-    scores: [f64; 2],
-    baseline: Option<[f64; 2]>,
+    scores: Scores,
+    baseline: Option<Scores>,
 }
 
 pub fn run(ctx: &mut Context) -> Result<Outputs, OpError> {
@@ -299,13 +313,8 @@ fn score(row: &[Cell]) -> Result<Scored, OpError> {
         .into_iter()
         .map(Option::unwrap_or_default)
         .collect();
-    let of = |prediction: &str| {
-        [
-            metrics::exact_match_best(prediction, &references),
-            metrics::f1_best(prediction, &references),
-        ]
-        .map(|score| 100.0 * score)
-    };
+    let of =
+        |prediction: &str| MEASURES.map(|(_, measure)| 100.0 * measure(prediction, &references));
     Ok(Scored {
         scores: of(text(1).unwrap_or_default()),
         baseline: text(4).map(of),
@@ -332,7 +341,7 @@ fn summarize(rows: &[Scored], params: &Params, seed: u64) -> Table {
             Cell::from(name.unwrap_or(ALL)),
             Cell::Integer(slice.len() as i64),
         ];
-        for index in 0..SCORES.len() {
+        for index in 0..MEASURES.len() {
             let scores: Vec<f64> = slice.iter().map(|row| row.scores[index]).collect();
             let interval =
                 metrics::mean_interval(&scores, params.resamples, params.confidence, seed);
@@ -365,10 +374,17 @@ fn summarize(rows: &[Scored], params: &Params, seed: u64) -> Table {
 
 fn write(rows: &[Scored], path: &std::path::Path) -> Result<(), OpError> {
     let connection = checker::open(None)?;
-    connection.execute_batch("create table scores (id varchar, exact_match double, f1 double)")?;
+    let columns: Vec<_> = scored_columns()
+        .iter()
+        .map(|(name, kind)| format!("{} {kind}", quote(name)))
+        .collect();
+    connection.execute_batch(&format!("create table scores ({})", columns.join(", ")))?;
     let mut appender = connection.appender("scores")?;
     for row in rows {
-        appender.append_row(duckdb::params![row.id, row.scores[0], row.scores[1]])?;
+        let scores = row.scores.iter().map(|score| score as &dyn ToSql);
+        appender.append_row(appender_params_from_iter(
+            std::iter::once(&row.id as &dyn ToSql).chain(scores),
+        ))?;
     }
     appender.flush()?;
     drop(appender);
@@ -419,9 +435,16 @@ mod tests {
             &params,
         )
         .unwrap();
+        let squad = |scores: &Scores| [scores[0], scores[1]];
         let scores: Vec<_> = rows
             .iter()
-            .map(|row| (row.id.as_str(), row.scores, row.baseline))
+            .map(|row| {
+                (
+                    row.id.as_str(),
+                    squad(&row.scores),
+                    row.baseline.as_ref().map(squad),
+                )
+            })
             .collect();
         let dog = 100.0 * metrics::f1("dog", "big dog");
         assert_eq!(
@@ -461,7 +484,7 @@ mod tests {
             &params(None),
         )
         .unwrap();
-        assert_eq!(rows[0].scores, [100.0, 100.0]);
+        assert_eq!(rows[0].scores[..2], [100.0, 100.0]);
     }
 
     #[test]
