@@ -27,8 +27,11 @@ struct Params {
 /// The slice that holds every row.
 const ALL: &str = "all";
 
-/// What is measured: the column, and the score from 0 to 1 of a prediction against the references, of which the best counts.
-const MEASURES: [(&str, fn(&str, &[String]) -> f64); 2] = [
+/// The score, 0 to 1, of a prediction against the references, of which the best counts.
+type Measure = fn(&str, &[String]) -> f64;
+
+/// What is measured, by column.
+const MEASURES: [(&str, Measure); 2] = [
     ("exact_match", metrics::exact_match_best),
     ("f1", metrics::f1_best),
 ];
