@@ -3,6 +3,7 @@
 #   make test     set up, then format check, clippy and every test
 #   make lint     set up, then format check and clippy, warnings as errors
 #   make bench-engine  what the engine itself costs per stage, beside make and ninja
+#   make faults   kills at KILLS (500) random moments and compares with an undisturbed run
 #   make check-tracking  the W&B protocol against programs by others, where PyPI can be reached
 #   make check-exports   exports and server against transformers, PEFT, gguf and the openai client, where PyPI can be reached
 #   make build    set up, build in release, print the binary's path as the last line
@@ -12,7 +13,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test binaries build install setup lint bench-engine check-tracking check-exports
+.PHONY: run test binaries build install setup lint faults bench-engine check-tracking check-exports
 
 export FLOW_HOME ?= $(HOME)/.cache/flow
 export LIBTORCH_USE_PYTORCH := 1
@@ -28,6 +29,7 @@ setup:
 	scripts/setup.sh
 
 # `flow` itself is built without the feature `torch`: loading libtorch would cost every command a quarter of a second.
+# Both builds share their dependencies, see Cargo.toml.
 binaries: setup
 	cargo build --release --locked --no-default-features --bin flow
 	cargo build --release --locked --bin flow-lm
@@ -42,8 +44,12 @@ test: lint
 	cargo test --locked
 
 lint: setup
+	scripts/same-features.sh
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+
+faults: setup
+	cargo test --locked --test it -- faults:: --include-ignored --nocapture --test-threads=1
 
 bench-engine: build
 	scripts/bench-engine.py $(BIN)/flow
