@@ -32,7 +32,7 @@ pub use diagnostic::{Diagnostic, Diagnostics, Problems};
 pub use environment::Environment;
 pub use interface::{ArtifactKind, Columns, Interface, Param, ParamKind, Port};
 pub use load::{Request, load, project_root, read_text};
-pub use models::ModelSpec;
+pub use models::{ModelSpec, has_credentials};
 pub use pipeline::{Model, PipelineSpec};
 pub use source::{Source, Sources, Span};
 pub use stage::{StageFolder, StageOutput, StageSpec, display};

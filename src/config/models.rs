@@ -2,6 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Whether a URL names a user or a password (RFC 3986, 3.2.1), which would end up in records of runs.
+pub fn has_credentials(url: &str) -> bool {
+    let authority = url.split_once("://").map(|(_, rest)| rest);
+    authority
+        .and_then(|rest| rest.split(['/', '?', '#']).next())
+        .is_some_and(|authority| authority.contains('@'))
+}
+
 /// One entry under `models:`; exactly one of `path`, `hf` and `url` is given.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]

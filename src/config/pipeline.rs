@@ -9,7 +9,7 @@ use super::fields::{self, Fields, expected};
 use super::source::{Sources, Span};
 use super::tracking::TrackingSpec;
 use super::yaml::{Entry, Kind, Yaml};
-use super::{ModelSpec, suggest};
+use super::{ModelSpec, has_credentials, suggest};
 
 /// What the user wrote, with the profile and `--set` laid over it.
 #[derive(Debug, Clone)]
@@ -196,6 +196,19 @@ fn read_model(entry: &Entry, problems: &mut Problems) -> Option<Model> {
             Diagnostic::new(entry.key_span, message)
                 .help("keep the one place the model comes from"),
         );
+    }
+    if let Some(url) = entry
+        .value
+        .entry("url")
+        .filter(|_| spec.url.as_deref().is_some_and(has_credentials))
+    {
+        let message = format!(
+            "the `url` of the model `{}` holds a user or a password",
+            entry.key
+        );
+        problems.push(Diagnostic::new(url.value.span, message).help(
+            "it would end up in the records of runs: put the key into an environment variable and name that with `api_key_env`",
+        ));
     }
     let only_with = [
         ("revision", &spec.revision, &spec.hf, "hf"),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{
     Diagnostic, Entry, Kind, Model, ModelSpec, Param, ParamKind, PipelineSpec, Problems, Span,
-    StageFolder, Yaml, display, read_text, suggest,
+    StageFolder, Yaml, display, has_credentials, read_text, suggest,
 };
 use crate::digest::Digest;
 use crate::graph::{PathInput, StageFile};
@@ -59,6 +59,13 @@ impl Walk<'_, '_> {
             url: text("url"),
             digest: text("digest").and_then(|digest| digest.parse().ok()),
         };
+        let url = values.iter().find(|entry| entry.key == "url");
+        if let Some(url) = url.filter(|_| download.url.as_deref().is_some_and(has_credentials)) {
+            self.problems.push(
+                Diagnostic::new(url.value.span, "the `url` holds a user or a password")
+                    .help("fetch the data by other means and name the copy with `path`"),
+            );
+        }
         for entry in values {
             let Some(param) = params.get(&entry.key) else {
                 continue;

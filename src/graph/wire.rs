@@ -222,6 +222,8 @@ impl Wirer<'_, '_> {
         let chosen = match output {
             // Which outputs an op has may depend on its params.
             Some(output) if !node.sound => output.to_owned(),
+            // Its own problem is told already.
+            None if !node.sound && node.node.outputs.len() > 1 => return None,
             _ => self.choose(
                 input,
                 name,

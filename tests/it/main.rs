@@ -6,12 +6,14 @@ mod commands;
 mod data;
 #[cfg(feature = "torch")]
 mod exports;
+mod faults;
 mod interruption;
 #[cfg(feature = "torch")]
 mod language_model;
 mod looking_back;
 mod medquad;
 mod remarks;
+mod secrets;
 #[cfg(feature = "torch")]
 mod serve;
 mod shown;

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-pub const KEY: &str = "key";
-/// `api:key` in Base64.
-const AUTHORIZATION: &str = "Basic YXBpOmtleQ==";
+/// Long enough to be looked for in what flow leaves.
+pub const KEY: &str = "local-7f3a9c0d5e";
+/// `api:` and the key in Base64.
+const AUTHORIZATION: &str = "Basic YXBpOmxvY2FsLTdmM2E5YzBkNWU=";
 
 /// What goes wrong with one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
