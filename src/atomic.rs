@@ -4,6 +4,8 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use crate::failpoint;
+
 /// Writes beside `path` and renames.
 pub fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     replace(path, bytes, false)
@@ -28,6 +30,7 @@ fn replace(path: &Path, bytes: &[u8], durable: bool) -> std::io::Result<()> {
     if durable {
         file.as_file().sync_data()?;
     }
+    failpoint::hit("atomic.rename")?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }

@@ -20,6 +20,7 @@ pub mod config;
 pub mod digest;
 pub mod download;
 pub mod engine;
+pub mod failpoint;
 pub mod graph;
 pub mod insight;
 pub mod metrics;

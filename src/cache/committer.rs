@@ -12,9 +12,10 @@ use duckdb::{Connection, params};
 use super::database::Database;
 use super::index::{Entry, Record};
 use super::layout::{Layout, remove};
-use super::{CacheError, sql};
+use super::{CacheError, ledger, sql};
 use crate::config::ArtifactKind;
 use crate::digest::Digest;
+use crate::failpoint;
 use crate::graph::Fingerprint;
 
 /// How long a result may wait for company.
@@ -157,13 +158,17 @@ impl Worker {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let committed = self.sync_files().and_then(|()| self.write_rows());
+        let committed = self
+            .sync_files()
+            .and_then(|()| Ok(ledger::add_entries(&self.layout, &self.pending)?))
+            .and_then(|()| self.write_rows());
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         match committed {
             Ok(()) => {
                 *failed = None;
                 for change in self.pending.drain(..) {
                     if let Change::Entry { entry, .. } = change {
+                        failpoint::pass("scratch.remove");
                         // A leftover is found and dropped at the next start.
                         let _ = remove(&self.layout.partial(entry.fingerprint));
                     }
@@ -186,25 +191,36 @@ impl Worker {
         if !records.any(|record| record.artifact.kind == ArtifactKind::Files) {
             return Ok(());
         }
+        failpoint::hit("entries.sync")?;
         // One call for the whole file system: a sync per file would cost more than most nodes take.
         let folder = std::fs::File::open(self.layout.objects())?;
-        Ok(rustix::fs::syncfs(&folder).map_err(std::io::Error::from)?)
+        rustix::fs::syncfs(&folder).map_err(|errno| {
+            let error = std::io::Error::from(errno);
+            let objects = self.layout.objects();
+            let message = format!("`{}` cannot be synced: {error}", objects.display());
+            std::io::Error::new(error.kind(), message)
+        })?;
+        Ok(())
     }
 
     fn write_rows(&self) -> Result<(), CacheError> {
         let connection = self.database.connection()?;
+        failpoint::hit("entries.begin")?;
         connection.execute_batch("begin")?;
         let written = insert(&connection, &self.pending)
+            .and_then(|()| Ok(failpoint::hit("entries.commit")?))
             .and_then(|()| connection.execute_batch("commit").map_err(CacheError::from));
         if written.is_err() {
             // The first error is the one to report.
             let _ = connection.execute_batch("rollback");
         }
-        written.map_err(|error| error.at(self.database.path()))
+        written.map_err(|error| error.at(self.database.path()))?;
+        failpoint::pass("entries.committed");
+        Ok(())
     }
 }
 
-fn insert(connection: &Connection, changes: &[Change]) -> Result<(), CacheError> {
+pub(super) fn insert(connection: &Connection, changes: &[Change]) -> Result<(), CacheError> {
     let mut records: Vec<&Arc<Record>> = Vec::new();
     let mut entries = connection.appender("entries")?;
     let mut latest = connection.appender("latest")?;

@@ -58,9 +58,10 @@ impl CacheError {
     pub fn help(&self) -> Option<String> {
         Some(match self {
             Self::DiskFull { .. } => "free some space (`flow cache gc` drops old results) and run the same command again; what was committed is kept".to_owned(),
-            Self::Damaged { path, .. } => format!("move `{}` away and run again: results are made anew", path.display()),
+            Self::Damaged { path, .. } => format!("`flow run` makes it anew and takes over what is kept beside it: files and verdicts; where that fails too, move `{}` away first", path.display()),
             Self::NewerLayout { .. } => "use the newer flow that wrote it, or another cache folder (`FLOW_CACHE`)".to_owned(),
             Self::Busy { .. } => "try again when it has finished".to_owned(),
+            Self::Io(error) if is_denied(error) => "make the folder writable, or name another cache folder with `FLOW_CACHE`".to_owned(),
             Self::OutOfMemory(_) => "the database takes at most half of the free memory: free some, or run fewer nodes at once (`--jobs 1`); lists that a query makes are held in memory whole".to_owned(),
             Self::UnknownParam { .. } => "declare it under `with:` or correct the name".to_owned(),
             _ => return None,
@@ -123,6 +124,14 @@ impl CacheError {
             Self::Database(error)
         }
     }
+}
+
+fn is_denied(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+    matches!(
+        error.kind(),
+        PermissionDenied | ReadOnlyFilesystem | NotADirectory
+    )
 }
 
 impl From<std::io::Error> for CacheError {

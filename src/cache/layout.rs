@@ -4,6 +4,7 @@
 //! cache/
 //! ├── layout            version of this layout
 //! ├── flow.duckdb       index, tables named by digest, verdicts
+//! ├── ledger.jsonl      second copy of entries and verdicts, to make a damaged database anew
 //! ├── index.json        copy of the index, so that a run with nothing to do need not open the database
 //! ├── stat.json         digests of outside files by size and times
 //! ├── objects/<digest>/ files outputs
@@ -22,6 +23,9 @@ use crate::graph::Fingerprint;
 
 /// Bumped when older programs cannot read what newer ones write. 1: first layout.
 pub(super) const LAYOUT: u32 = 1;
+
+/// Extension of the log beside the database.
+pub(super) const WRITE_AHEAD_LOG: &str = "duckdb.wal";
 
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
@@ -43,8 +47,17 @@ impl Layout {
         self.root.join("flow.duckdb")
     }
 
+    /// Where a database that could not be read is put aside.
+    pub(super) fn damaged_database(&self) -> PathBuf {
+        self.root.join("flow.duckdb.damaged")
+    }
+
     pub(super) fn snapshot(&self) -> PathBuf {
         self.root.join("index.json")
+    }
+
+    pub(super) fn ledger(&self) -> PathBuf {
+        self.root.join("ledger.jsonl")
     }
 
     pub(super) fn stats(&self) -> PathBuf {

@@ -9,7 +9,7 @@ use fs_err as fs;
 use serde::Serialize;
 
 use super::layout::remove;
-use super::{Cache, CacheError, committer, objects, sql, tables};
+use super::{Cache, CacheError, committer, ledger, objects, sql, tables};
 use crate::config::ArtifactKind;
 use crate::digest::Digest;
 use crate::graph::Fingerprint;
@@ -141,6 +141,7 @@ impl Cache {
                 remove(&folder.path())?;
             }
         }
+        ledger::retain(&self.layout, |fingerprint| entries.contains(fingerprint))?;
         self.compact()?;
         self.flush()?;
         collected.bytes = before.saturating_sub(bytes_in(self.folder())?);

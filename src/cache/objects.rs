@@ -12,6 +12,7 @@ use super::layout::remove;
 use super::{Artifact, Cache, CacheError};
 use crate::config::ArtifactKind;
 use crate::digest::Digest;
+use crate::failpoint;
 
 /// Files from this size on are hashed by several threads over a memory map.
 const LARGE: u64 = 1 << 20;
@@ -99,7 +100,8 @@ impl Cache {
 
     /// Moves a folder to its place; across file systems by a copy that appears whole.
     fn take(&self, folder: &Path, target: &Path) -> Result<(), CacheError> {
-        match std::fs::rename(folder, target) {
+        failpoint::hit("object.move")?;
+        match fs::rename(folder, target) {
             Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
                 let copy = self.layout.scratch();
                 copy_tree(folder, &copy)?;
@@ -107,7 +109,11 @@ impl Cache {
                 remove(folder)?;
                 Ok(())
             }
-            other => Ok(other?),
+            Err(error) => Err(error.into()),
+            Ok(()) => {
+                failpoint::pass("object.moved");
+                Ok(())
+            }
         }
     }
 }

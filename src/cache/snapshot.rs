@@ -31,7 +31,7 @@ pub(super) struct Identity {
 fn identity(layout: &Layout) -> Option<Identity> {
     let path = layout.database();
     let metadata = std::fs::metadata(&path).ok()?;
-    let log = path.with_extension("duckdb.wal");
+    let log = path.with_extension(super::layout::WRITE_AHEAD_LOG);
     (!log.exists()).then(|| Identity {
         size: metadata.len(),
         mtime: mtime(&metadata),

@@ -5,12 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::committer::{Change, Committer, now};
+use fs_err as fs;
+
+use super::committer::{self, Change, Committer, now};
 use super::database::{Database, LITTLE_PATIENCE, PATIENCE};
 use super::index::{Entry, Index};
-use super::layout::{Layout, remove};
+use super::layout::{Layout, WRITE_AHEAD_LOG, remove};
+use super::ledger::{self, Contents, Recovered};
 use super::objects::{Integrity, check};
 use super::snapshot::{Identity, Snapshot};
+use super::verdicts;
 use super::{Artifact, CacheError, ExternalError, RunLock, StatIndex};
 use crate::config::ArtifactKind;
 use crate::digest::Digest;
@@ -28,6 +32,7 @@ pub struct Cache {
     /// The database file that the snapshot on disk belongs to.
     snapshot: Mutex<Option<Identity>>,
     committer: Option<Committer>,
+    recovered: Option<Recovered>,
     _lock: Option<RunLock>,
 }
 
@@ -91,13 +96,26 @@ impl Cache {
     ) -> Result<Self, CacheError> {
         let database = Database::new(&layout, writable).with_patience(patience);
         let database = Arc::new(database);
+        let mut recovered = None;
         let (index, snapshot) = match Snapshot::read(&layout) {
             Some((index, identity)) => (index, Some(identity)),
-            None if layout.database().exists() => (
-                Index::load(&*database.connection()?).map_err(|error| error.at(database.path()))?,
-                None,
-            ),
-            None => (Index::default(), None),
+            None => {
+                let loaded = load(&database).and_then(|index| match index {
+                    None if writable && layout.ledger().exists() => Err(CacheError::Damaged {
+                        path: layout.database(),
+                        message: "it is gone".to_owned(),
+                    }),
+                    index => Ok(index.unwrap_or_default()),
+                });
+                let index = match loaded {
+                    Err(CacheError::Damaged { message, .. }) if writable => {
+                        recovered = Some(recover(&layout, &database, message)?);
+                        load(&database)?.unwrap_or_default()
+                    }
+                    loaded => loaded?,
+                };
+                (index, None)
+            }
         };
         let committer = if writable {
             Some(Committer::start(Arc::clone(&database), layout.clone())?)
@@ -116,12 +134,18 @@ impl Cache {
             manifests,
             snapshot,
             committer,
+            recovered,
             _lock: lock,
         })
     }
 
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What became of a damaged database when this cache was opened.
+    pub fn recovered(&self) -> Option<&Recovered> {
+        self.recovered.as_ref()
     }
 
     pub fn folder(&self) -> &Path {
@@ -335,7 +359,7 @@ impl Cache {
 
     /// Removes scratch folders of nodes that were committed just before a crash.
     fn drop_finished_scratch(&self) -> Result<(), CacheError> {
-        for folder in fs_err::read_dir(self.layout.partials())? {
+        for folder in fs::read_dir(self.layout.partials())? {
             let folder = folder?;
             let fingerprint = folder
                 .file_name()
@@ -348,6 +372,44 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+/// The index as the database has it; `None` where there is no database yet.
+fn load(database: &Database) -> Result<Option<Index>, CacheError> {
+    if !database.path().exists() {
+        return Ok(None);
+    }
+    let index = database
+        .connection()
+        .and_then(|connection| Index::load(&connection));
+    index.map(Some).map_err(|error| error.at(database.path()))
+}
+
+/// Puts a damaged database aside and makes one from the ledger.
+fn recover(layout: &Layout, database: &Database, problem: String) -> Result<Recovered, CacheError> {
+    database.close_if_idle(Duration::ZERO);
+    let (path, aside) = (layout.database(), layout.damaged_database());
+    let log = |path: &Path| path.with_extension(WRITE_AHEAD_LOG);
+    remove(&log(&path))?;
+    let aside = if path.exists() {
+        fs::rename(&path, &aside)?;
+        Some(aside)
+    } else {
+        None
+    };
+    let Contents { entries, verdicts } = ledger::read(layout)?;
+    let connection = database.connection()?;
+    connection.execute_batch("begin")?;
+    committer::insert(&connection, &entries)?;
+    verdicts::insert(&connection, &verdicts)?;
+    connection.execute_batch("commit")?;
+    let (entries, verdicts) = (entries.len(), verdicts.len());
+    Ok(Recovered {
+        aside,
+        problem,
+        entries,
+        verdicts,
+    })
 }
 
 impl Drop for Cache {

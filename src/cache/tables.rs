@@ -9,6 +9,7 @@ use super::index::Record;
 use super::{Artifact, Cache, CacheError, row_digest, sql};
 use crate::config::{ArtifactKind, Columns};
 use crate::digest::Digest;
+use crate::failpoint;
 use crate::ops::{Cell, Table};
 
 impl Cache {
@@ -144,7 +145,9 @@ impl Cache {
             sql::quote(&sql::table_name(&digest))
         ))?;
         super::committer::insert_record(connection, &record)?;
+        failpoint::hit("table.commit")?;
         connection.execute_batch("commit")?;
+        failpoint::pass("table.committed");
         self.index().add_record(record);
         Ok(Kept::New(artifact))
     }

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
-use duckdb::params;
+use duckdb::{Connection, params};
 use serde::{Deserialize, Serialize};
 
-use super::{Cache, CacheError};
+use super::{Cache, CacheError, ledger};
 use crate::digest::Digest;
+use crate::failpoint;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
@@ -58,23 +59,40 @@ impl Cache {
         let keys: Vec<Digest> = verdicts.iter().map(|(key, _)| *key).collect();
         let mut known: std::collections::HashSet<Digest> =
             self.verdicts_get(&keys)?.into_keys().collect();
+        let new: Vec<_> = verdicts
+            .iter()
+            .filter(|(key, _)| known.insert(*key))
+            .cloned()
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
         let connection = self.database.connection()?;
         connection.execute_batch("begin")?;
-        let mut appender = connection.appender("verdicts")?;
-        for (key, verdict) in verdicts {
-            if known.insert(*key) {
-                appender.append_row(params![
-                    key.to_string(),
-                    verdict.choice,
-                    verdict.probability,
-                    verdict.detail
-                ])?;
-            }
-        }
-        appender.flush()?;
-        drop(appender);
+        insert(&connection, &new)?;
+        ledger::add_verdicts(&self.layout, new)?;
+        failpoint::hit("verdicts.commit")?;
         connection
             .execute_batch("commit")
-            .map_err(|error| CacheError::database(error, self.database.path()))
+            .map_err(|error| CacheError::database(error, self.database.path()))?;
+        failpoint::pass("verdicts.committed");
+        Ok(())
     }
+}
+
+/// Writes rows in the caller's transaction.
+pub(super) fn insert(
+    connection: &Connection,
+    verdicts: &[(Digest, Verdict)],
+) -> Result<(), CacheError> {
+    let mut appender = connection.appender("verdicts")?;
+    for (key, verdict) in verdicts {
+        appender.append_row(params![
+            key.to_string(),
+            verdict.choice,
+            verdict.probability,
+            verdict.detail
+        ])?;
+    }
+    Ok(appender.flush()?)
 }

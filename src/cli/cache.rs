@@ -104,7 +104,7 @@ fn gc(
     }
     let mut seen = std::collections::HashSet::new();
     keep.retain(|fingerprint| seen.insert(*fingerprint));
-    let collected = open(folders, "cache gc")?.gc(&keep, max_size)?;
+    let collected = open(folders, "cache gc", output)?.gc(&keep, max_size)?;
     if json {
         output.print_json(&json!(collected))?;
     } else {
@@ -121,7 +121,7 @@ fn gc(
 }
 
 fn verify(folders: &Folders, json: bool, output: &Output) -> Result<Exit, CliError> {
-    let verified = open(folders, "cache verify")?.verify()?;
+    let verified = open(folders, "cache verify", output)?.verify()?;
     if json {
         output.print_json(&json!(verified))?;
     } else {
@@ -152,14 +152,20 @@ fn verify(folders: &Folders, json: bool, output: &Output) -> Result<Exit, CliErr
 }
 
 /// Opens the cache for writing; a run that is on is not waited for.
-fn open(folders: &Folders, command: &str) -> Result<Cache, CliError> {
+fn open(folders: &Folders, command: &str, output: &Output) -> Result<Cache, CliError> {
     let mut holder = None;
     let lock = RunLock::acquire(&folders.cache, &Holder::new(command), |found| {
         holder = found.cloned();
         false
     });
     match lock {
-        Ok(lock) => Ok(Cache::open(&folders.cache, lock)?),
+        Ok(lock) => {
+            let cache = Cache::open(&folders.cache, lock)?;
+            if let Some(recovered) = cache.recovered() {
+                output.warning(&recovered.to_string());
+            }
+            Ok(cache)
+        }
         Err(CacheError::Interrupted) => {
             let holder =
                 holder.map_or_else(|| "another process".to_owned(), |holder| holder.to_string());

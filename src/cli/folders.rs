@@ -22,12 +22,13 @@ impl Folders {
     /// Those of the project the working folder lies in, for commands without a pipeline.
     pub fn of_working_folder() -> Self {
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
-        let is_project = |folder: &&Path| {
-            ["runs", "stages", "pipelines"]
-                .iter()
-                .any(|part| folder.join(part).is_dir())
+        let nearest = |parts: &[&str]| {
+            let is_project = |folder: &&Path| parts.iter().any(|part| folder.join(part).is_dir());
+            here.ancestors().find(is_project)
         };
-        Self::new(here.ancestors().find(is_project).unwrap_or(&here), None)
+        // As the root of a pipeline is found: by its stages before anything else.
+        let root = nearest(&["stages"]).or_else(|| nearest(&["runs", "pipelines"]));
+        Self::new(root.unwrap_or(&here), None)
     }
 
     fn new(root: &Path, cache: Option<&Path>) -> Self {

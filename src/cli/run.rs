@@ -219,7 +219,11 @@ fn open_cache(
         }
         !cancel.is_cancelled()
     })?;
-    Ok(Cache::open(&folders.cache, lock)?)
+    let cache = Cache::open(&folders.cache, lock)?;
+    if let Some(recovered) = cache.recovered() {
+        output.warning(&recovered.to_string());
+    }
+    Ok(cache)
 }
 
 fn cores() -> u32 {

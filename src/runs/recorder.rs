@@ -14,6 +14,7 @@ use fs_err as fs;
 use super::{Environment, Head, RunGraph};
 use crate::config::ModelSpec;
 use crate::engine::{Event, EventKind, NodeStatus, RunState, Sink};
+use crate::failpoint;
 
 /// How long a line may stay in memory.
 const FLUSH: Duration = Duration::from_millis(200);
@@ -250,6 +251,7 @@ impl Files {
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
+        failpoint::hit("record.write")?;
         self.events.flush()?;
         self.metrics.iter_mut().try_for_each(BufWriter::flush)?;
         self.logs.values_mut().try_for_each(BufWriter::flush)

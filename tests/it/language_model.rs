@@ -60,7 +60,7 @@ fn rows(count: usize) -> String {
         .collect()
 }
 
-fn medical(count: usize) -> Project {
+pub fn medical(count: usize) -> Project {
     let home = std::env::var("FLOW_HOME").expect("`make test` sets FLOW_HOME");
     Project::with_pipeline(MEDICAL)
         .file("rows.jsonl", &rows(count))
