@@ -27,7 +27,7 @@ use crate::graph::Fingerprint;
 #[serde(rename_all = "lowercase")]
 enum Line {
     Entry {
-        entry: Entry,
+        entry: Box<Entry>,
         manifest: String,
         /// Of artifacts that were new with this entry.
         records: Vec<Record>,
@@ -84,7 +84,7 @@ pub(super) fn add_entries(layout: &Layout, changes: &[Change]) -> std::io::Resul
             records,
             ..
         } => Some(Line::Entry {
-            entry: (**entry).clone(),
+            entry: Box::new((**entry).clone()),
             manifest: manifest.clone(),
             records: records.iter().map(|record| (**record).clone()).collect(),
         }),
@@ -148,6 +148,7 @@ pub(super) fn read(layout: &Layout) -> Result<Contents, CacheError> {
             } => {
                 let new = new.into_iter().map(Arc::new);
                 records.extend(new.map(|record| (record.artifact.digest, record)));
+                let entry = *entry;
                 let place = *known.entry(entry.fingerprint).or_insert(entries.len());
                 if place < entries.len() {
                     entries[place] = (entry, manifest);
