@@ -304,15 +304,20 @@ fn a_damaged_database_is_named_with_what_to_do() {
         vec![0; whole.len()],
     ] {
         std::fs::write(&path, bytes).unwrap();
-        let error = try_open(folder.path())
-            .and_then(|cache| cache.verify().map(|_| ()))
-            .unwrap_err();
+        let error = Cache::open_read_only(folder.path()).unwrap_err();
         assert!(
             matches!(&error, CacheError::Damaged { path: named, .. } if *named == path),
             "{error}"
         );
-        assert!(error.help().unwrap().contains("away"));
+        assert!(error.help().unwrap().contains("makes it anew"));
     }
+    let cache = open(folder.path());
+    let recovered = cache.recovered().unwrap();
+    let aside = folder.path().join("flow.duckdb.damaged");
+    assert_eq!(recovered.aside.as_ref(), Some(&aside));
+    // The entry gave a table, which was in the database alone.
+    assert_eq!((recovered.entries, recovered.verdicts), (0, 0));
+    assert_eq!(cache.verify().unwrap().artifacts, 0);
 }
 
 #[test]

@@ -256,7 +256,10 @@ fn the_pipeline_can_ask_and_netrc_has_the_key() {
     let project = Project::with_pipeline(&format!(
         "{tracking}stages:\n  a: {{ uses: command, with: {{ run: 'echo > $OUT/x' }} }}\n"
     ))
-    .file("netrc", "machine 127.0.0.1 login user password key\n");
+    .file(
+        "netrc",
+        &format!("machine 127.0.0.1 login user password {KEY}\n"),
+    );
     let netrc = project.path("netrc").display().to_string();
     let outcome = project.run();
     assert!(
