@@ -4,6 +4,7 @@
 #   make lint     set up, then format check and clippy, warnings as errors
 #   make bench-engine  what the engine itself costs per stage, beside make and ninja
 #   make faults   kills at KILLS (500) random moments and compares with an undisturbed run
+#   make fuzz     a million damaged inputs for each reader (FUZZ_INPUTS)
 #   make check-tracking  the W&B protocol against programs by others, where PyPI can be reached
 #   make check-exports   exports and server against transformers, PEFT, gguf and the openai client, where PyPI can be reached
 #   make build    set up, build in release, print the binary's path as the last line
@@ -13,7 +14,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test binaries build install setup lint faults bench-engine check-tracking check-exports
+.PHONY: run test binaries build install setup lint faults fuzz bench-engine check-tracking check-exports
 
 export FLOW_HOME ?= $(HOME)/.cache/flow
 export LIBTORCH_USE_PYTORCH := 1
@@ -50,6 +51,10 @@ lint: setup
 
 faults: setup
 	cargo test --locked --test it -- faults:: --include-ignored --nocapture --test-threads=1
+
+fuzz: export FUZZ_INPUTS ?= 1000000
+fuzz: setup
+	cargo test --release --locked --lib -- survives_damage --nocapture --test-threads=1
 
 bench-engine: build
 	scripts/bench-engine.py $(BIN)/flow

@@ -21,6 +21,8 @@ pub mod digest;
 pub mod download;
 pub mod engine;
 pub mod failpoint;
+#[cfg(test)]
+mod fuzz;
 pub mod graph;
 pub mod insight;
 pub mod metrics;

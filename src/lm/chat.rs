@@ -261,4 +261,19 @@ mod tests {
         assert_eq!(hash("a"), hash("a"));
         assert_ne!(hash("a"), hash("b"));
     }
+
+    #[test]
+    fn survives_damage() {
+        let messages =
+            json!([{ "role": "user", "content": "a" }, { "role": "assistant", "content": "b" }]);
+        let seeds = [
+            "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim }}{% endfor %}",
+            "{%- if messages[0].role == 'system' %}{{ raise_exception('no') }}{%- endif %}{% set ns = namespace(n=0) %}{% for m in messages[::-1] %}{% set ns.n = ns.n + loop.index0 %}{{ m | tojson(indent=2) }}{% endfor %}{{ ns.n }}",
+            "{% macro say(m) %}{{ m.content.split('a')[-1].lstrip('\\n') }}{% endmacro %}{% for i in range(3) %}{{ say(messages[0]) ~ i }}{% endfor %}",
+        ];
+        let seeds: Vec<Vec<u8>> = seeds.iter().map(|seed| seed.as_bytes().to_vec()).collect();
+        crate::fuzz::survives(&seeds, |bytes| {
+            let _ = render(&String::from_utf8_lossy(bytes), messages.clone());
+        });
+    }
 }

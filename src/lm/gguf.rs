@@ -303,6 +303,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::lm::{ModelConfig, Tokenizer};
 
     fn text(bytes: &mut Vec<u8>, text: &str) {
         bytes.extend((text.len() as u64).to_le_bytes());
@@ -397,5 +398,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn survives_damage() {
+        crate::fuzz::survives(&[intact()], |bytes| {
+            let kept = crate::fuzz::file(bytes);
+            if let Ok(file) = GgufFile::open(kept.path()) {
+                for name in ["t", "u"] {
+                    let _ = file.tensor(name);
+                }
+                let _ = ModelConfig::from_gguf(&file);
+                let _ = Tokenizer::from_gguf(&file);
+            }
+        });
     }
 }

@@ -88,3 +88,24 @@ pub(super) fn map(path: &Path) -> Result<Mmap, LmError> {
     let bytes = unsafe { Mmap::map(&file) }.map_err(|error| LmError::read(path, error))?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn survives_damage() {
+        let header = br#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]}}"#;
+        let mut seed = (header.len() as u64).to_le_bytes().to_vec();
+        seed.extend(header);
+        seed.extend([0; 32]);
+        crate::fuzz::survives(&[seed], |bytes| {
+            let kept = crate::fuzz::file(bytes);
+            if let Ok(file) = SafetensorsFile::open(kept.path()) {
+                for name in file.names().collect::<Vec<_>>() {
+                    let _ = file.tensor(&name);
+                }
+            }
+        });
+    }
+}

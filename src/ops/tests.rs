@@ -328,3 +328,44 @@ fn the_sample_has_duplicates_and_conflicts() {
     let conflicts = ran.query("questions", "rows", "select count(*) from (select question from t group by 1 having count(distinct answer) > 1)");
     assert_eq!(conflicts.rows[0][0].as_i64(), Some(30));
 }
+
+/// A pipeline file and a stage file with damage, read and compiled in a project that has both.
+fn compile_damaged(seeds: &[Vec<u8>], damaged: &str) {
+    crate::fuzz::survives(seeds, |bytes| {
+        let project = project();
+        let folder = project.0.path();
+        std::fs::create_dir_all(folder.join("stages/few")).unwrap();
+        project.write("stages/few/stage.yaml", STAGE);
+        project.write("pipeline.yaml", "stages: { rows: { uses: source, with: { path: rows.csv } }, few: { uses: few, inputs: { rows: rows }, with: { least: 2 } } }");
+        project.write(damaged, bytes);
+        project.problems();
+    });
+}
+
+const STAGE: &str = "\
+description: Few rows.
+params:
+  least: { type: integer, min: 1, default: 1, doc: At least. }
+  names: { type: list, items: { type: text }, default: [] }
+inputs: { rows: { kind: table, columns: [id, question] } }
+outputs: { rows: { from: pick, doc: Some. } }
+steps:
+  pick: { op: sql, inputs: { rows: rows }, with: { query: 'select * from rows where len(question) > $least', params: { least: $least } } }
+";
+
+#[test]
+fn survives_damage_of_pipelines() {
+    let medquad = concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/medquad.yaml");
+    let anchors = "base: &b { limit: 3 }\nstages:\n  rows: { uses: source, with: { <<: *b, path: rows.csv } }\n  two: { uses: source, with: *b }\n";
+    let seeds = [
+        PIPELINE.into(),
+        std::fs::read(medquad).unwrap(),
+        anchors.into(),
+    ];
+    compile_damaged(&seeds, "pipeline.yaml");
+}
+
+#[test]
+fn survives_damage_of_stages() {
+    compile_damaged(&[STAGE.into()], "stages/few/stage.yaml");
+}

@@ -64,24 +64,7 @@ impl Client {
             .timeout(GRAPHQL)
             .json(&body);
         let text = text(self.send(call, &url, request)?)?;
-        let unreadable =
-            || Failure::Refused(format!("{} does not speak W&B's protocol", self.base_url));
-        let mut answer: Value = serde_json::from_str(&text).map_err(|_| unreadable())?;
-        let errors = answer["errors"]
-            .as_array()
-            .filter(|errors| !errors.is_empty());
-        if let Some(errors) = errors {
-            let said: Vec<_> = errors
-                .iter()
-                .map(|error| error["message"].as_str().unwrap_or("an error"))
-                .collect();
-            return Err(Failure::Refused(format!(
-                "{} answers {name}: {}",
-                self.base_url,
-                shown(&said.join("; "))
-            )));
-        }
-        serde_json::from_value(answer["data"].take()).map_err(|_| unreadable())
+        read_answer(&text, name, &self.base_url)
     }
 
     /// Posts to a run's file stream.
@@ -195,6 +178,27 @@ fn shown(text: &str) -> String {
     }
 }
 
+/// The `data` of a GraphQL answer (spec.graphql.org, 7.1), or what went wrong.
+fn read_answer<T: DeserializeOwned>(text: &str, name: &str, server: &Url) -> Result<T, Failure> {
+    let unreadable = || Failure::Refused(format!("{} does not speak W&B's protocol", server));
+    let mut answer: Value = serde_json::from_str(text).map_err(|_| unreadable())?;
+    let errors = answer["errors"]
+        .as_array()
+        .filter(|errors| !errors.is_empty());
+    if let Some(errors) = errors {
+        let said: Vec<_> = errors
+            .iter()
+            .map(|error| error["message"].as_str().unwrap_or("an error"))
+            .collect();
+        return Err(Failure::Refused(format!(
+            "{} answers {name}: {}",
+            server,
+            shown(&said.join("; "))
+        )));
+    }
+    serde_json::from_value(answer["data"].take()).map_err(|_| unreadable())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,5 +236,19 @@ mod tests {
             .to_string()
             .replace(&address.to_string(), "[server]");
         insta::assert_snapshot!(message, @"http://[server] cannot be reached (Connection refused (os error 111))");
+    }
+
+    #[test]
+    fn survives_damage() {
+        let server = Url::parse("http://localhost").unwrap();
+        let seeds = [
+            r#"{"data":{"upsertBucket":{"bucket":{"id":"x","name":"r","project":{"name":"p","entity":{"name":"e"}}},"inserted":true}}}"#,
+            r#"{"errors":[{"message":"no such project","path":["upsertBucket"]}],"data":null}"#,
+        ];
+        let seeds = seeds.map(|seed| seed.as_bytes().to_vec());
+        crate::fuzz::survives(&seeds, |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let _ = read_answer::<Value>(&text, "UpsertBucket", &server);
+        });
     }
 }

@@ -313,4 +313,19 @@ mod tests {
         insta::assert_snapshot!(refused(json!({ "seed": 1.5 })), @"`seed` must be a whole number");
         assert!(parse(b"{").is_err() && parse(b"[]").is_err());
     }
+
+    #[test]
+    fn survives_damage() {
+        let seed = json!({
+            "model": "tuned", "stream": true, "stream_options": { "include_usage": true }, "temperature": 0.7, "top_p": 0.8,
+            "max_tokens": 64, "seed": 7, "stop": ["a", "b"],
+            "messages": [
+                { "role": "system", "content": "Be brief." },
+                { "role": "user", "content": [{ "type": "text", "text": "What is a cyst?" }] },
+            ],
+        });
+        crate::fuzz::survives(&[seed.to_string().into()], |bytes| {
+            let _ = parse(bytes);
+        });
+    }
 }

@@ -264,4 +264,12 @@ mod tests {
         insta::assert_snapshot!(message(&[b"<Document>\n".as_slice(), &[0xe9, b'x']].concat()), @"line 2: not UTF-8: byte 0xe9");
         insta::assert_snapshot!(message(b""), @"line 1: there is no element: the file is empty");
     }
+
+    #[test]
+    fn survives_damage() {
+        crate::fuzz::survives(&[SAMPLE.into()], |bytes| {
+            // What is wrong with them is told; that it is told is all that counts here.
+            let _ = parse(bytes);
+        });
+    }
 }

@@ -404,4 +404,20 @@ mod tests {
         let (_folder, path) = zip(&[("bomb.xml", &vec![0; 8 << 20])]);
         insta::assert_snapshot!(message(&path), @"`bomb.xml` in `/a.zip` unpacks to 1028 times its size, 8 MiB");
     }
+
+    #[test]
+    fn survives_damage() {
+        let (_folder, path) = zip(&[("a/1.xml", b"<a/>"), ("b/2.xml", &[b'y'; 400])]);
+        let seed = std::fs::read(path).unwrap();
+        crate::fuzz::survives(&[seed], |bytes| {
+            let file = tempfile::Builder::new().suffix(".zip").tempfile().unwrap();
+            std::fs::write(file.path(), bytes).unwrap();
+            if let Ok(members) = Members::list(file.path(), ".xml") {
+                let mut handle = members.handle();
+                for member in members.as_slice() {
+                    let _ = members.read(&mut handle, member);
+                }
+            }
+        });
+    }
 }
