@@ -185,15 +185,8 @@ impl Cache {
     ) -> Result<(), CacheError> {
         connection.execute_batch("begin")?;
         let work = || -> Result<(), CacheError> {
-            for fingerprint in entries {
-                connection.execute(
-                    "delete from entries where fingerprint = ?",
-                    [fingerprint.to_string()],
-                )?;
-                connection.execute(
-                    "delete from latest where fingerprint = ?",
-                    [fingerprint.to_string()],
-                )?;
+            for table in ["entries", "latest"] {
+                committer::delete(connection, table, "fingerprint", entries)?;
             }
             committer::delete_records(connection, artifacts)?;
             for digest in artifacts {
