@@ -85,6 +85,13 @@ pub enum LmError {
     #[diagnostic(help("correct the settings or the data of the training"))]
     Training(String),
 
+    /// Why frozen layers cannot be multiplied in 8-bit floating point.
+    #[error("no training with `compute: fp8`: {0}")]
+    #[diagnostic(help(
+        "leave `compute` at `auto`; fp8 needs a GPU that multiplies e4m3 (compute capability 8.9 or newer), bf16 and no DoRA"
+    ))]
+    Fp8(String),
+
     #[error("checkpoint `{}` cannot be continued: {reason}", path.display())]
     #[diagnostic(help("remove it to train from the start"))]
     Checkpoint { path: PathBuf, reason: String },

@@ -4,10 +4,12 @@ use tch::{Device, Kind, Tensor};
 
 use super::backward::TrainBatch;
 use super::cuda::{
-    AdamWKernels, Fit, StepGradient, TrainEngine, empty_cache, memory_peak, unsuitable,
+    AdamWKernels, EngineOptions, Fit, StepGradient, TrainEngine, capability, empty_cache,
+    memory_peak, multiplies_e4m3, unsuitable,
 };
 use super::{
-    AdamW, Adapter, Decoder, FlatParameters, LmError, Recompute, TrainConfig, TrainHooks, memory,
+    AdamW, Adapter, Compute, Decoder, FlatParameters, LmError, Recompute, TrainConfig, TrainHooks,
+    memory,
 };
 
 /// The part of the memory that is planned with; the rest is for what the plan does not count.
@@ -29,7 +31,8 @@ impl GpuTraining {
     /// None on a CPU, and where the engine cannot compute this model and adapter, which is logged once.
     ///
     /// # Errors
-    /// What libtorch refuses, out of memory included.
+    /// [`LmError::Fp8`] where e4m3 products are asked for and cannot be had; what libtorch refuses, out of memory
+    /// included.
     pub(super) fn start(
         decoder: &mut Decoder,
         adapter: &Adapter,
@@ -37,18 +40,32 @@ impl GpuTraining {
         hooks: &mut dyn TrainHooks,
     ) -> Result<Option<Self>, LmError> {
         let device = decoder.placement().device;
+        let fp8 = config.compute == Compute::Fp8;
+        if fp8 {
+            check_fp8(decoder)?;
+        }
         if !device.is_cuda() {
             return Ok(None);
         }
         let generic = |reason: String| format!("training without the fused kernels: {reason}");
-        if let Some(reason) = unsuitable(decoder, adapter) {
+        if let Some(reason) = unsuitable(decoder, adapter, fp8) {
+            if fp8 {
+                return Err(LmError::Fp8(reason));
+            }
             hooks.log(&generic(reason));
             return Ok(None);
         }
-        let total = budget(device, config.memory_limit);
-        let engine = TrainEngine::new(decoder, adapter, config.deterministic, total);
+        let options = EngineOptions {
+            deterministic: config.deterministic,
+            fp8,
+            budget: budget(device, config.memory_limit),
+        };
+        let engine = TrainEngine::new(decoder, adapter, options);
         let engine = engine.and_then(|engine| Ok((engine, AdamWKernels::new(device)?)));
         let (engine, optimizer) = match engine {
+            Err(LmError::Kernel { name, reason }) if fp8 => {
+                return Err(LmError::Fp8(format!("`{name}`: {reason}")));
+            }
             Err(LmError::Kernel { name, reason }) => {
                 hooks.log(&generic(format!("`{name}`: {reason}")));
                 return Ok(None);
@@ -165,6 +182,24 @@ impl GpuTraining {
         })?;
         Ok(norm.double_value(&[]) / tokens as f64)
     }
+}
+
+/// Whether the device multiplies e4m3 at all.
+fn check_fp8(decoder: &Decoder) -> Result<(), LmError> {
+    let placement = decoder.placement();
+    if multiplies_e4m3(placement) {
+        return Ok(());
+    }
+    Err(LmError::Fp8(match placement.device {
+        device if !device.is_cuda() => "the model is on the CPU".to_owned(),
+        _ if placement.kind != Kind::BFloat16 => {
+            format!("it goes with bf16, not with {:?}", placement.kind)
+        }
+        device => match capability(device) {
+            Some((major, minor)) => format!("this GPU has compute capability {major}.{minor}"),
+            None => "the GPU does not say what it can".to_owned(),
+        },
+    }))
 }
 
 /// Bytes that tensors may take beyond those there are: what the device has free and what libtorch's allocator holds

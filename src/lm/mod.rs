@@ -62,7 +62,9 @@ mod train;
 mod train_bench;
 mod train_config;
 mod train_identity;
+mod train_memory;
 mod train_plan;
+mod train_run;
 mod weights;
 
 #[cfg(test)]
@@ -111,5 +113,5 @@ pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;
 pub use train::{TrainReport, train, train_decoder};
 pub use train_bench::{TrainBench, TrainMeasurement, bench_train};
-pub use train_config::{Recompute, StepReport, TrainConfig, TrainHooks};
+pub use train_config::{Compute, Recompute, StepReport, TrainConfig, TrainHooks};
 pub use weights::{LinearWeight, Nf4Parts, Weights};

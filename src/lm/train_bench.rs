@@ -1,7 +1,9 @@
 //! Measures training steps: the same loop, batches and kernels as [`super::train`], over random tokens.
 
+use tch::{Device, Tensor};
+
 use super::cuda::{MemoryPeak, PartTimes, memory_peak, reset_memory_peak};
-use super::train::{Progress, Run};
+use super::train_run::{Progress, Run};
 use super::{
     Adapter, Decoder, Example, LmError, LoraConfig, ModelConfig, StepReport, TrainConfig,
     TrainHooks, seeds,
@@ -22,12 +24,14 @@ pub struct TrainBench {
 }
 
 /// What was found.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct TrainMeasurement {
     /// Tokens and seconds of each step.
     pub steps: Vec<(u64, f64)>,
     /// The loss of each step, warm-up included.
     pub losses: Vec<f64>,
+    /// The trained parameters, f32 and flat, on the CPU.
+    pub parameters: Tensor,
     /// None without a GPU.
     pub memory: Option<MemoryPeak>,
     pub parts: Option<PartTimes>,
@@ -114,6 +118,11 @@ pub fn bench_train(
             })
             .collect(),
         losses: hooks.reports.iter().map(|report| report.loss).collect(),
+        parameters: run
+            .adapter()
+            .parameters()
+            .values()
+            .f_to_device(Device::Cpu)?,
         memory: memory_peak(device),
         parts,
         max_tokens: run.max_tokens(),

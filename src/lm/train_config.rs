@@ -15,6 +15,18 @@ pub enum Recompute {
     None,
 }
 
+/// How the frozen linear layers are multiplied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compute {
+    /// As all else.
+    #[default]
+    Auto,
+    /// In 8-bit floating point (e4m3, arXiv:2209.05433), forward and backward, with a scale for each row of activations,
+    /// gradients and weights. The adapter's products stay in bf16. On GPUs that multiply e4m3 only.
+    Fp8,
+}
+
 /// Settings of [`super::train`]. The defaults are those of the pipeline that flow was made for.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,6 +56,7 @@ pub struct TrainConfig {
     /// Evaluations without improvement after which training stops; 0 never stops it.
     pub early_stopping_patience: u64,
     pub recompute: Recompute,
+    pub compute: Compute,
     /// Bytes that a GPU's tensors may take, weights included; all that is free where none is given. The result does not
     /// depend on it beyond which elements dropout drops.
     pub memory_limit: Option<u64>,
@@ -76,6 +89,7 @@ impl Default for TrainConfig {
             eval_every: 32,
             early_stopping_patience: 2,
             recompute: Recompute::Auto,
+            compute: Compute::Auto,
             memory_limit: None,
             deterministic: false,
             packing: false,

@@ -7,6 +7,8 @@ mod judge;
 mod model;
 mod quant;
 #[cfg(feature = "torch")]
+mod repeated;
+#[cfg(feature = "torch")]
 mod spread;
 mod train;
 

@@ -43,11 +43,15 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "nf4")]
     pub quant: Quant,
 
+    /// How the frozen weights are multiplied; fp8 needs a GPU that has it
+    #[arg(long, value_enum, default_value = "auto")]
+    pub compute: Compute,
+
     /// What tensors may take of the GPU's memory, in GiB
     #[arg(long, value_name = "GIB")]
     pub memory_limit: Option<f64>,
 
-    /// Use only kernels whose results have the same bits every time
+    /// Use only kernels whose results have the same bits every time; measures twice, and once without them
     #[arg(long)]
     pub deterministic: bool,
 
@@ -78,6 +82,12 @@ pub enum Quant {
     Bf16,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Compute {
+    Auto,
+    Fp8,
+}
+
 /// The shortest and the longest sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lengths(pub usize, pub usize);
@@ -102,14 +112,15 @@ impl FromStr for Lengths {
 }
 
 #[cfg(feature = "torch")]
-pub use measured::run;
+pub use measured::{rates, run};
 
 #[cfg(feature = "torch")]
 mod measured {
     use serde_json::{Value, json};
 
-    use super::{Arguments, Quant, Recompute};
+    use super::{Arguments, Compute, Quant, Recompute};
     use crate::cli::bench::model;
+    use crate::cli::bench::repeated::Repeated;
     use crate::cli::bench::spread::spread;
     use crate::cli::error::{CliError, Exit};
     use crate::cli::output::Output;
@@ -136,17 +147,22 @@ mod measured {
         )?;
         let bench = bench(arguments);
         let measured = bench_train(&config, &mut decoder, &bench)?;
+        let repeated = match arguments.deterministic {
+            true => Some(Repeated::measure(&config, &mut decoder, &bench, &measured)?),
+            false => None,
+        };
         for line in &measured.log {
             output.tell(line);
         }
         let peak = arguments
             .peak
             .or_else(|| name.as_deref().and_then(known_peak));
-        let report = report(arguments, &measured, name.as_deref(), peak);
         if arguments.json {
+            let mut report = report(arguments, &measured, name.as_deref(), peak);
+            report["deterministic"] = repeated.map_or(json!(false), |repeated| repeated.report());
             output.print_json(&report)?;
         } else {
-            output.print(&text(&measured, name.as_deref(), peak))?;
+            output.print(&text(&measured, repeated.as_ref(), name.as_deref(), peak))?;
         }
         Ok(Exit::Ok)
     }
@@ -166,6 +182,10 @@ mod measured {
                     Recompute::Auto => crate::lm::Recompute::Auto,
                     Recompute::Full => crate::lm::Recompute::Full,
                     Recompute::None => crate::lm::Recompute::None,
+                },
+                compute: match arguments.compute {
+                    Compute::Auto => crate::lm::Compute::Auto,
+                    Compute::Fp8 => crate::lm::Compute::Fp8,
                 },
                 memory_limit: arguments
                     .memory_limit
@@ -192,7 +212,8 @@ mod measured {
         found.map(|(_, peak)| peak)
     }
 
-    fn rates(measured: &TrainMeasurement) -> [f64; 3] {
+    /// Tokens per second of a step: median, least and most.
+    pub fn rates(measured: &TrainMeasurement) -> [f64; 3] {
         let steps = measured.steps.iter();
         spread(
             steps
@@ -226,8 +247,8 @@ mod measured {
             "rank": arguments.rank,
             "dropout": arguments.dropout,
             "quant": format!("{:?}", arguments.quant).to_lowercase(),
+            "compute": format!("{:?}", arguments.compute).to_lowercase(),
             "recompute": format!("{:?}", arguments.recompute).to_lowercase(),
-            "deterministic": arguments.deterministic,
             "tokens_per_second": {"median": rate, "min": slowest, "max": fastest},
             "step_seconds": {"median": median, "min": shortest, "max": longest},
             "steps": measured.steps.len(),
@@ -248,7 +269,12 @@ mod measured {
         })
     }
 
-    fn text(measured: &TrainMeasurement, name: Option<&str>, peak: Option<f64>) -> String {
+    fn text(
+        measured: &TrainMeasurement,
+        repeated: Option<&Repeated>,
+        name: Option<&str>,
+        peak: Option<f64>,
+    ) -> String {
         let [rate, slowest, fastest] = rates(measured);
         let [median, shortest, longest] = times(measured);
         let mut rows = vec![
@@ -270,6 +296,9 @@ mod measured {
                 ),
             ],
         ];
+        if let Some(repeated) = repeated {
+            rows.push(["deterministic".to_owned(), repeated.text()]);
+        }
         if let Some(memory) = measured.memory {
             let (held, taken) = (bytes(memory.allocated), bytes(memory.reserved));
             rows.push([

@@ -20,12 +20,15 @@ pub struct Source {
 /// Sizes fixed at compile time, which lets the compiler unroll over them.
 pub type Defines<'a> = &'a [(&'a str, i64)];
 
-/// Declares a [`Source`] in `kernels/`.
+/// Declares a [`Source`] in `kernels/`, with the headers that it takes beside `common.cuh`.
 macro_rules! source {
-    ($name:literal) => {
+    ($name:literal $(, $header:literal)*) => {
         $crate::lm::cuda::compiler::Source {
             name: $name,
-            text: include_str!(concat!("kernels/", $name)),
+            text: concat!(
+                $(include_str!(concat!("kernels/", $header)),)*
+                include_str!(concat!("kernels/", $name))
+            ),
         }
     };
 }

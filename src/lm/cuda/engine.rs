@@ -3,15 +3,18 @@
 //! The formulas are those of `backward.rs`, `decoder.rs` and `lora.rs`, in another arrangement. Each linear layer's weight
 //! lies in one matrix with the adapter's B, [W | B], and its input in one with x · Aᵀ, so that a single GEMM computes the
 //! layer with its update, and in the backward pass a single one gives the gradients of both. What lies between the GEMMs
-//! is fused into few kernels. Dropout's mask is made anew wherever it is needed, from a seed.
+//! is fused into few kernels. Dropout's mask is made anew wherever it is needed, from a seed. Where the frozen weights are
+//! multiplied in e4m3 (see `rounded.rs`), the updates are products of their own.
 
 use tch::{Kind, Tensor};
 
 use super::engine_layer::Saved;
+use super::engine_linear::Operand;
 use super::lora::{Lora, LoraShape, Mask, fits};
 use super::lora_grad::GradientArena;
 use super::{
-    CrossEntropy, Dequantise, Fit, HeadRotation, Heads, Norm, Part, Profile, Sequences, Swiglu,
+    CrossEntropy, Dequantise, Fit, HeadRotation, Heads, Norm, Part, Profile, RoundedWeight,
+    Rounding, Sequences, Swiglu,
 };
 use crate::lm::{Adapter, Decoder, LmError, RotaryTable, seeds};
 
@@ -24,6 +27,8 @@ pub struct TrainEngine {
     pub(super) heads: Heads,
     pub(super) swiglu: Swiglu,
     pub(super) arena: GradientArena,
+    /// Where frozen weights are multiplied in e4m3.
+    pub(super) rounding: Option<Rounding>,
     cross_entropy: CrossEntropy,
     dequantise: Dequantise,
     /// Room for one decoded weight, where weights stay packed.
@@ -36,8 +41,36 @@ pub struct TrainEngine {
 /// One fused linear layer.
 pub(super) struct EngineLinear {
     pub(super) lora: Lora,
-    /// bf16 [out, in + low]: the weight and B; None where it is decoded at each use.
-    wide: Option<Tensor>,
+    frozen: Frozen,
+}
+
+/// The weight of a linear layer, as it is multiplied.
+enum Frozen {
+    /// bf16 [out, in + low]: the weight and B.
+    Wide(Tensor),
+    /// Decoded into that at each use.
+    Packed,
+    Rounded(RoundedWeight),
+}
+
+impl EngineLinear {
+    pub(super) fn rounded(&self) -> Option<&RoundedWeight> {
+        match &self.frozen {
+            Frozen::Rounded(weight) => Some(weight),
+            _ => None,
+        }
+    }
+}
+
+/// How an engine computes.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    /// Only kernels whose results have the same bits every time.
+    pub deterministic: bool,
+    /// Multiplies the frozen weights in e4m3.
+    pub fp8: bool,
+    /// Bytes of memory that there are for weights and passes.
+    pub budget: u64,
 }
 
 /// The tokens of a micro-batch.
@@ -72,8 +105,8 @@ enum Segment {
     Input(Tensor),
 }
 
-/// Why the engine cannot compute this model and adapter; None where it can.
-pub fn unsuitable(decoder: &Decoder, adapter: &Adapter) -> Option<String> {
+/// Why the engine cannot compute this model and adapter (`fp8`: with e4m3 products); None where it can.
+pub fn unsuitable(decoder: &Decoder, adapter: &Adapter, fp8: bool) -> Option<String> {
     let placement = decoder.placement();
     if placement.kind != Kind::BFloat16 {
         return Some(format!("it computes in bf16, not in {:?}", placement.kind));
@@ -97,9 +130,26 @@ pub fn unsuitable(decoder: &Decoder, adapter: &Adapter) -> Option<String> {
                     "a layer of {inner} × {out} with rank {r} does not fit its tiles"
                 ));
             }
+            if fp8 && let Some(reason) = RoundedWeight::unsuitable(&shape) {
+                return Some(reason);
+            }
         }
     }
     None
+}
+
+/// Rounded weights may take half of the memory: they are there twice, and nothing else stands in for them.
+fn check_room<'a>(shapes: impl Iterator<Item = &'a LoraShape>, budget: u64) -> Result<(), LmError> {
+    let bytes: u64 = shapes.map(RoundedWeight::bytes).sum();
+    if bytes <= budget / 2 {
+        return Ok(());
+    }
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    Err(LmError::Fp8(format!(
+        "the frozen weights take {:.1} GiB (once for each direction), and {:.1} GiB are there for weights and passes",
+        gib(bytes),
+        gib(budget)
+    )))
 }
 
 fn shapes(decoder: &Decoder, adapter: &Adapter, layer: usize) -> Vec<LoraShape> {
@@ -118,15 +168,14 @@ fn shapes(decoder: &Decoder, adapter: &Adapter, layer: usize) -> Vec<LoraShape> 
 
 impl TrainEngine {
     /// For a decoder and adapter that are not [`unsuitable`]. Dense weights move into the wider matrices that they share
-    /// with B; packed ones stay packed where `budget`, bytes of memory, is short, and are decoded at each use.
+    /// with B; packed ones stay packed where the budget is short, and are decoded at each use.
     ///
     /// # Errors
-    /// [`LmError::Kernel`], or out of memory.
+    /// [`LmError::Kernel`], [`LmError::Fp8`] where memory is too short for the rounded weights, or out of memory.
     pub fn new(
         decoder: &mut Decoder,
         adapter: &Adapter,
-        deterministic: bool,
-        budget: u64,
+        options: EngineOptions,
     ) -> Result<Self, LmError> {
         let device = decoder.placement().device;
         let first = decoder.layers().first();
@@ -143,6 +192,16 @@ impl TrainEngine {
             .collect();
         let gradients = adapter.parameters().gradients();
         let arena = GradientArena::new(all_shapes.iter().flatten(), gradients)?;
+        let rounding = match options.fp8 {
+            true => {
+                check_room(all_shapes.iter().flatten(), options.budget)?;
+                let [_, _, gate_up, down] = &all_shapes[0][..] else {
+                    unreachable!("a layer has four linear layers")
+                };
+                Some(Rounding::new(gate_up, down, device)?)
+            }
+            false => None,
+        };
         let elements = |shape: &LoraShape| shape.out_features * (shape.in_features + shape.low());
         let wide_bytes: i64 = all_shapes
             .iter()
@@ -150,29 +209,30 @@ impl TrainEngine {
             .map(|shape| 2 * elements(shape))
             .sum();
         // An eighth of the memory for weights leaves enough for what scales with the tokens.
-        let cached = wide_bytes as u64 <= budget / 8;
+        let cached = wide_bytes as u64 <= options.budget / 8;
         let dequantise = Dequantise::new(device)?;
-        let options = (Kind::BFloat16, device);
+        let kind = (Kind::BFloat16, device);
         let mut decoded = 0;
         let mut layers = Vec::with_capacity(all_shapes.len());
         for (layer, shapes) in decoder.layers_mut().iter_mut().zip(all_shapes) {
             let mut linears = Vec::with_capacity(4);
             for (linear, shape) in layer.linears_mut().into_iter().zip(shapes) {
-                let mut wide = linear.widen(shape.low())?;
-                if wide.is_none() && cached {
-                    let matrix = Tensor::f_empty(
-                        [shape.out_features, shape.in_features + shape.low()],
-                        options,
-                    )?;
+                let columns = shape.in_features + shape.low();
+                let frozen = if options.fp8 {
+                    Frozen::Rounded(RoundedWeight::new(linear, shape.low())?)
+                } else if let Some(wide) = linear.widen(shape.low())? {
+                    Frozen::Wide(wide)
+                } else if cached {
+                    let matrix = Tensor::f_empty([shape.out_features, columns], kind)?;
                     linear.decode_into(&dequantise, &matrix)?;
-                    wide = Some(matrix);
-                }
-                if wide.is_none() {
+                    Frozen::Wide(matrix)
+                } else {
                     decoded = decoded.max(elements(&shape));
-                }
+                    Frozen::Packed
+                };
                 linears.push(EngineLinear {
-                    lora: Lora::new(shape, device)?,
-                    wide,
+                    lora: Lora::new(shape, options.fp8, device)?,
+                    frozen,
                 });
             }
             let Ok(linears) = <[EngineLinear; 4]>::try_from(linears) else {
@@ -187,14 +247,15 @@ impl TrainEngine {
             heads,
             swiglu: Swiglu::new(device)?,
             arena,
+            rounding,
             cross_entropy: CrossEntropy::new(device)?,
             dequantise,
             decoded: match decoded {
                 0 => None,
-                elements => Some(Tensor::f_empty([elements], options)?),
+                elements => Some(Tensor::f_empty([elements], kind)?),
             },
             dropout: adapter.config().dropout,
-            deterministic,
+            deterministic: options.deterministic,
             profile: None,
         };
         engine.install(adapter)?;
@@ -209,9 +270,14 @@ impl TrainEngine {
         let parameters = adapter.parameters().values();
         self.timed(Part::Optimizer, || {
             for linear in self.layers.iter().flatten() {
-                match &linear.wide {
-                    Some(wide) => linear.lora.install(&parameters, wide)?,
-                    None => linear.lora.install_a(&parameters)?,
+                linear.lora.install_a(&parameters)?;
+                match &linear.frozen {
+                    Frozen::Wide(wide) => {
+                        let b = linear.lora.low_of(wide);
+                        linear.lora.install_b(&parameters, &b)?;
+                    }
+                    Frozen::Packed => {}
+                    Frozen::Rounded(weight) => weight.install(&linear.lora, &parameters)?,
                 }
             }
             Ok(())
@@ -235,7 +301,7 @@ impl TrainEngine {
         }
     }
 
-    /// [W | B] of a linear layer. Where weights stay packed it is valid until the next call.
+    /// [W | B] of a linear layer that is not rounded. Where weights stay packed it is valid until the next call.
     pub(super) fn weight(
         &self,
         pass: &Pass,
@@ -243,7 +309,7 @@ impl TrainEngine {
         place: usize,
     ) -> Result<Tensor, LmError> {
         let linear = &self.layers[layer][place];
-        if let Some(wide) = &linear.wide {
+        if let Frozen::Wide(wide) = &linear.frozen {
             return Ok(wide.shallow_clone());
         }
         let shape = linear.lora.shape();
@@ -258,10 +324,8 @@ impl TrainEngine {
         self.timed(Part::Dequantise, || {
             let packed = pass.decoder.layers()[layer].linears()[place];
             packed.decode_into(&self.dequantise, &wide)?;
-            if linear.lora.is_empty() {
-                return Ok(());
-            }
-            linear.lora.install_b(&pass.parameters, &wide)
+            let b = linear.lora.low_of(&wide);
+            linear.lora.install_b(&pass.parameters, &b)
         })?;
         Ok(wide)
     }
@@ -323,15 +387,14 @@ impl TrainEngine {
             self.head(&pass, batch, &x, y.as_ref(), fit.head_bytes)
         })?;
         drop((x, y));
-        let Some(mut dx) = gradient else {
-            return Ok(loss);
-        };
+        let mut above = gradient;
         for (index, segment) in segments.into_iter().enumerate().rev() {
+            let Some(dx) = above else { break };
             let saved = match segment {
                 Segment::Kept(saved) => *saved,
                 Segment::Input(x) => self.forward(&pass, index, &x, None, false)?.0,
             };
-            dx = self.backward(&pass, index, saved, dx)?;
+            above = self.backward(&pass, index, saved, dx)?;
         }
         Ok(loss)
     }
@@ -366,7 +429,7 @@ impl TrainEngine {
         x: &Tensor,
         y: Option<&Tensor>,
         head_bytes: u64,
-    ) -> Result<(Tensor, Option<Tensor>), LmError> {
+    ) -> Result<(Tensor, Option<Operand>), LmError> {
         let (count, hidden) = (batch.rows.size()[0], x.size()[1]);
         let options = (Kind::BFloat16, x.device());
         let selected = |x: &Tensor| x.f_index_select(0, batch.rows);
@@ -410,9 +473,18 @@ impl TrainEngine {
         }
         drop(room);
         let below = Tensor::f_empty([count, hidden], options)?;
-        self.norm
-            .backward(&input, &norm.weight, &normed, None, &below, None, norm.eps)?;
-        let gradient = x.f_zeros_like()?.f_index_copy_(0, batch.rows, &below)?;
-        Ok((loss, Some(gradient)))
+        self.norm.backward(
+            &input,
+            &norm.weight,
+            &normed,
+            None,
+            &below,
+            None,
+            None,
+            norm.eps,
+        )?;
+        let rows = x.f_zeros_like()?.f_index_copy_(0, batch.rows, &below)?;
+        let largest = None;
+        Ok((loss, Some(Operand { rows, largest })))
     }
 }

@@ -3,14 +3,9 @@
 use tch::{Kind, Tensor};
 
 use super::engine::{Pass, TrainEngine};
-use super::{Attended, Part};
+use super::engine_linear::{DOWN, GATE_UP, O, Operand, QKV, empty};
+use super::{Attended, GateUp, Part, Rounding};
 use crate::lm::LmError;
-
-/// The fused linear layers by their place in a layer.
-const QKV: usize = 0;
-const O: usize = 1;
-const GATE_UP: usize = 2;
-const DOWN: usize = 3;
 
 /// What the backward pass of a layer needs; all else is made again from it by elementwise kernels.
 pub(super) struct Saved {
@@ -18,10 +13,12 @@ pub(super) struct Saved {
     pub(super) x: Tensor,
     /// [T, all heads · D], before norm and rotation.
     qkv: Tensor,
+    /// [T, heads + kv_heads, D]: queries and keys behind both.
+    rotated: Tensor,
     attended: Attended,
     /// [T, hidden]: behind attention.
     pub(super) x2: Tensor,
-    /// [T, 2 · intermediate].
+    /// [T, 2 · intermediate]; without the update where layers are rounded.
     gate_up: Tensor,
     /// [T, low] of each linear layer: its input times Aᵀ.
     low: [Option<Tensor>; 4],
@@ -39,63 +36,71 @@ impl TrainEngine {
         whole: bool,
     ) -> Result<(Saved, Option<Tensor>), LmError> {
         let layer = &pass.decoder.layers()[index];
-        let [tokens, hidden] = x.size()[..] else {
-            unreachable!("hidden states have two dimensions")
-        };
         let norm = &layer.input_norm;
-        let normed = self.input(x, index, QKV)?;
+        let input = Operand {
+            rows: self.input(x, index, QKV)?,
+            largest: self.largest(x)?,
+        };
         let sum = y.unwrap_or(x);
         self.timed(Part::Elementwise, || {
+            let (weight, largest) = (&norm.weight, input.largest.as_ref());
+            let to = y.map(|_| sum);
             self.norm
-                .forward(x, y, &norm.weight, y.map(|_| sum), &normed, norm.eps)
+                .forward_to_round(x, y, weight, to, &input.rows, largest, norm.eps)
         })?;
-        let (qkv, low_qkv) = self.linear(pass, index, QKV, &normed)?;
-        drop(normed);
+        let (qkv, low_qkv) = self.linear(pass, index, QKV, &input)?;
+        drop(input);
 
         let rotated = self.rotated(pass, index, &qkv)?;
         let [q, k, v] = self.attention_inputs(&rotated, &qkv)?;
         let attended = self.timed(Part::Attention, || {
             pass.sequences.forward(&q, &k, &v, pass.gradient)
         })?;
-        drop((q, k, v, rotated));
-        let output = pass.sequences.output(&attended);
+        drop((q, k, v));
+        // Attention's output is not ours to widen, nor to take the largest magnitudes of.
+        let output = Operand {
+            rows: pass.sequences.output(&attended),
+            largest: None,
+        };
+        let (x2, low_o) = self.linear(pass, index, O, &output)?;
+        drop(output);
 
-        // Attention's output is not ours to widen, so its update is a GEMM of its own.
-        let lora = &self.layers[index][O].lora;
-        let weight = self.weight(pass, index, O)?;
-        let x2 = self.timed(Part::Gemm, || {
-            output.f_matmul(&weight.f_narrow(1, 0, output.size()[1])?.tr())
-        })?;
-        let low_o = match lora.is_empty() {
-            true => None,
-            false => Some(self.timed(Part::Lora, || -> Result<Tensor, LmError> {
-                let low = empty(tokens, lora.shape().low(), x)?;
-                lora.down(&output, &low, None, self.mask(pass, index, O))?;
-                let _ = x2
-                    .shallow_clone()
-                    .f_addmm_(&low, &lora.low_of(&weight).tr())?;
-                Ok(low)
-            })?),
-        };
         let norm = &layer.post_norm;
-        let normed = self.input(x, index, GATE_UP)?;
-        self.timed(Part::Elementwise, || {
-            self.norm
-                .forward(sum, Some(&x2), &norm.weight, Some(&x2), &normed, norm.eps)
-        })?;
-        let (gate_up, low_gate_up) = self.linear(pass, index, GATE_UP, &normed)?;
-        drop(normed);
-        let gated = self.input(x, index, DOWN)?;
-        self.timed(Part::Elementwise, || self.swiglu.forward(&gate_up, &gated))?;
-        let low_down = self.low(pass, index, DOWN, &gated)?;
-        let down = match whole {
-            false => None,
-            true => Some(self.product(pass, index, DOWN, &gated)?),
+        let input = Operand {
+            rows: self.input(x, index, GATE_UP)?,
+            largest: self.largest(x)?,
         };
-        debug_assert_eq!(hidden, x2.size()[1]);
+        self.timed(Part::Elementwise, || {
+            let (weight, largest) = (&norm.weight, input.largest.as_ref());
+            let (y, to) = (Some(&x2), Some(&x2));
+            self.norm
+                .forward_to_round(sum, y, weight, to, &input.rows, largest, norm.eps)
+        })?;
+        let (gate_up, low_gate_up) = self.linear(pass, index, GATE_UP, &input)?;
+        drop(input);
+        let gated = Operand {
+            rows: self.input(x, index, DOWN)?,
+            largest: self.largest(x)?,
+        };
+        self.timed(Part::Elementwise, || {
+            match (self.gate_up(index, &gate_up, &low_gate_up), &gated.largest) {
+                (Some((rounding, operands)), Some(largest)) => {
+                    rounding.swiglu(operands, &gated.rows, largest)
+                }
+                _ => self.swiglu.forward(&gate_up, &gated.rows),
+            }
+        })?;
+        let (down, low_down) = match whole {
+            true => {
+                let (down, low) = self.linear(pass, index, DOWN, &gated)?;
+                (Some(down), low)
+            }
+            false => (None, self.low(pass, index, DOWN, &gated.rows)?),
+        };
         let saved = Saved {
             x: sum.shallow_clone(),
             qkv,
+            rotated,
             attended,
             x2,
             gate_up,
@@ -104,17 +109,19 @@ impl TrainEngine {
         Ok((saved, down))
     }
 
-    /// From the gradient of the layer's output, which is consumed, to that of its input; adds up the adapter's gradients.
+    /// From the gradient of the layer's output, which is consumed, to that of its input, which the first layer has no use
+    /// for; adds up the adapter's gradients.
     pub(super) fn backward(
         &self,
         pass: &Pass,
         index: usize,
         saved: Saved,
-        dx: Tensor,
-    ) -> Result<Tensor, LmError> {
+        dx: Operand,
+    ) -> Result<Option<Operand>, LmError> {
         let Saved {
             x,
             qkv,
+            rotated,
             attended,
             x2,
             gate_up,
@@ -123,46 +130,68 @@ impl TrainEngine {
         let layer = &pass.decoder.layers()[index];
         let tokens = x.size()[0];
 
-        let base = self.back(pass, index, DOWN, &dx)?;
+        let below = self.back(pass, index, DOWN, &dx)?;
         let lora = &self.layers[index][DOWN].lora;
         let gated = empty(tokens, lora.shape().in_features, &x)?;
+        let largest = self.largest(&x)?;
         // The gradient takes the place of what it is made from.
         self.timed(Part::Elementwise, || {
             let mask = self.mask(pass, index, DOWN);
-            lora.swiglu_backward(&base, &gate_up, &gate_up, &gated, mask)
+            let gradients = [&below.base, &below.dlow];
+            match (self.gate_up(index, &gate_up, &low[GATE_UP]), &largest) {
+                (Some((rounding, operands)), Some(largest)) => {
+                    rounding.swiglu_backward(lora, gradients, operands, &gated, largest, mask)
+                }
+                _ => lora.swiglu_backward(gradients, &gate_up, &gate_up, &gated, mask),
+            }
         })?;
-        self.accumulate_linear(pass, index, DOWN, &gated, &low, &dx, &base)?;
-        drop((base, gated));
+        self.accumulate_linear(pass, index, DOWN, &gated, &low, &dx.rows, &below.dlow)?;
+        drop((below, gated));
 
-        let base = self.back(pass, index, GATE_UP, &gate_up)?;
+        let d_gate_up = Operand {
+            rows: gate_up,
+            largest,
+        };
+        let below = self.back(pass, index, GATE_UP, &d_gate_up)?;
         let normed = Tensor::f_empty_like(&x2)?;
-        self.back_through_update(pass, index, GATE_UP, &base)?;
+        self.back_through_update(pass, index, GATE_UP, &below.base, &below.dlow)?;
         let norm = &layer.post_norm;
+        let dx = Operand {
+            rows: dx.rows,
+            largest: self.largest(&x)?,
+        };
         self.timed(Part::Elementwise, || {
-            let (residual, normed) = (Some(&dx), Some(&normed));
+            let (residual, normed) = (Some(&dx.rows), Some(&normed));
+            let (weight, largest) = (&norm.weight, dx.largest.as_ref());
+            let (base, dx) = (&below.base, &dx.rows);
             self.norm
-                .backward(&x2, &norm.weight, &base, residual, &dx, normed, norm.eps)
+                .backward(&x2, weight, base, residual, dx, normed, largest, norm.eps)
         })?;
-        self.accumulate_linear(pass, index, GATE_UP, &normed, &low, &gate_up, &base)?;
-        drop((base, normed, gate_up, x2));
+        let dy = &d_gate_up.rows;
+        self.accumulate_linear(pass, index, GATE_UP, &normed, &low, dy, &below.dlow)?;
+        drop((below, normed, d_gate_up, x2));
 
-        let base = self.back(pass, index, O, &dx)?;
+        let below = self.back(pass, index, O, &dx)?;
         let output = pass.sequences.output(&attended);
         let lora = &self.layers[index][O].lora;
+        // Attention takes its gradient in rows of their own.
         let d_output = match lora.is_empty() {
-            true => base.shallow_clone(),
+            true => below.base.shallow_clone(),
             false => empty(tokens, lora.shape().in_features, &x)?,
         };
         if !lora.is_empty() {
             self.timed(Part::Lora, || {
-                lora.up(&base, &d_output, self.mask(pass, index, O))
+                let mask = self.mask(pass, index, O);
+                lora.up(&below.base, &below.dlow, &d_output, mask)
             })?;
         }
-        self.accumulate_linear(pass, index, O, &output, &low, &dx, &base)?;
-        drop((base, output));
+        self.accumulate_linear(pass, index, O, &output, &low, &dx.rows, &below.dlow)?;
+        drop((below, output));
 
-        let rotated = self.rotated(pass, index, &qkv)?;
-        let d_qkv = Tensor::f_empty_like(&qkv)?;
+        let d_qkv = Operand {
+            rows: Tensor::f_empty_like(&qkv)?,
+            largest: self.largest(&x)?,
+        };
         {
             let [q, k, v] = self.attention_inputs(&rotated, &qkv)?;
             let d_output = d_output.f_view([tokens, self.heads.query, self.heads.dim])?;
@@ -171,88 +200,58 @@ impl TrainEngine {
             })?;
             self.timed(Part::Elementwise, || {
                 let (weight, eps) = self.head_norm(pass, index);
+                let (gradients, largest) = ([&dq, &dk, &dv], d_qkv.largest.as_ref());
+                let (rotary, d_qkv) = (pass.rotary, &d_qkv.rows);
                 self.rotation
-                    .backward(&qkv, weight, pass.rotary, [&dq, &dk, &dv], &d_qkv, eps)
+                    .backward(&qkv, weight, rotary, gradients, d_qkv, largest, eps)
             })?;
         }
         drop((rotated, d_output, attended, qkv));
 
-        let base = self.back(pass, index, QKV, &d_qkv)?;
-        let normed = Tensor::f_empty_like(&x)?;
-        self.back_through_update(pass, index, QKV, &base)?;
         let norm = &layer.input_norm;
-        self.timed(Part::Elementwise, || {
-            let (residual, normed) = (Some(&dx), Some(&normed));
-            self.norm
-                .backward(&x, &norm.weight, &base, residual, &dx, normed, norm.eps)
-        })?;
-        self.accumulate_linear(pass, index, QKV, &normed, &low, &d_qkv, &base)?;
-        Ok(dx)
-    }
-
-    /// Room for a linear layer's input with its low columns, [T, in + low].
-    fn input(&self, like: &Tensor, index: usize, place: usize) -> Result<Tensor, LmError> {
-        let shape = self.layers[index][place].lora.shape();
-        empty(like.size()[0], shape.in_features + shape.low(), like)
-    }
-
-    /// Fills the low columns of a linear layer's input; returns a copy where a backward pass follows.
-    fn low(
-        &self,
-        pass: &Pass,
-        index: usize,
-        place: usize,
-        input: &Tensor,
-    ) -> Result<Option<Tensor>, LmError> {
-        let lora = &self.layers[index][place].lora;
-        if lora.is_empty() {
+        let normed = Tensor::f_empty_like(&x)?;
+        if index == 0 {
+            if low[QKV].is_some() {
+                let dlow = self.back_low(pass, index, QKV, &d_qkv.rows)?;
+                self.timed(Part::Elementwise, || {
+                    self.norm
+                        .forward(&x, None, &norm.weight, None, &normed, norm.eps)
+                })?;
+                self.accumulate_linear(pass, index, QKV, &normed, &low, &d_qkv.rows, &dlow)?;
+            }
             return Ok(None);
         }
-        let saved = match pass.gradient {
-            true => Some(empty(input.size()[0], lora.shape().low(), input)?),
-            false => None,
+        let below = self.back(pass, index, QKV, &d_qkv)?;
+        self.back_through_update(pass, index, QKV, &below.base, &below.dlow)?;
+        let dx = Operand {
+            rows: dx.rows,
+            largest: self.largest(&x)?,
         };
-        self.timed(Part::Lora, || {
-            let front = input.f_narrow(1, 0, lora.shape().in_features)?;
-            let mask = self.mask(pass, index, place);
-            lora.down(&front, &lora.low_of(input), saved.as_ref(), mask)
+        self.timed(Part::Elementwise, || {
+            let (residual, normed) = (Some(&dx.rows), Some(&normed));
+            let (weight, largest) = (&norm.weight, dx.largest.as_ref());
+            let (base, dx) = (&below.base, &dx.rows);
+            self.norm
+                .backward(&x, weight, base, residual, dx, normed, largest, norm.eps)
         })?;
-        Ok(saved)
+        self.accumulate_linear(pass, index, QKV, &normed, &low, &d_qkv.rows, &below.dlow)?;
+        Ok(Some(dx))
     }
 
-    /// The layer on an input with filled low columns.
-    fn product(
-        &self,
-        pass: &Pass,
+    /// What the gated activation is made from where layers are rounded.
+    fn gate_up<'a>(
+        &'a self,
         index: usize,
-        place: usize,
-        input: &Tensor,
-    ) -> Result<Tensor, LmError> {
-        let weight = self.weight(pass, index, place)?;
-        self.timed(Part::Gemm, || Ok(input.f_matmul(&weight.tr())?))
-    }
-
-    fn linear(
-        &self,
-        pass: &Pass,
-        index: usize,
-        place: usize,
-        input: &Tensor,
-    ) -> Result<(Tensor, Option<Tensor>), LmError> {
-        let low = self.low(pass, index, place, input)?;
-        Ok((self.product(pass, index, place, input)?, low))
-    }
-
-    /// dy · [W | B]: the gradients of the layer's input through the frozen weight, [T, in], and of its low columns.
-    fn back(
-        &self,
-        pass: &Pass,
-        index: usize,
-        place: usize,
-        dy: &Tensor,
-    ) -> Result<Tensor, LmError> {
-        let weight = self.weight(pass, index, place)?;
-        self.timed(Part::Gemm, || Ok(dy.f_matmul(&weight)?))
+        rows: &'a Tensor,
+        low: &'a Option<Tensor>,
+    ) -> Option<(&'a Rounding, GateUp<'a>)> {
+        let weight = self.layers[index][GATE_UP].rounded()?;
+        let operands = GateUp {
+            rows,
+            low: low.as_ref(),
+            b: &weight.b,
+        };
+        Some((self.rounding.as_ref()?, operands))
     }
 
     /// Adds the gradient through the update to that through the frozen weight.
@@ -262,37 +261,14 @@ impl TrainEngine {
         index: usize,
         place: usize,
         base: &Tensor,
+        dlow: &Tensor,
     ) -> Result<(), LmError> {
         let lora = &self.layers[index][place].lora;
         if lora.is_empty() {
             return Ok(());
         }
         self.timed(Part::Lora, || {
-            lora.up(base, base, self.mask(pass, index, place))
-        })
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the operands of one formula, each in its own memory"
-    )]
-    fn accumulate_linear(
-        &self,
-        pass: &Pass,
-        index: usize,
-        place: usize,
-        input: &Tensor,
-        low: &[Option<Tensor>; 4],
-        dy: &Tensor,
-        base: &Tensor,
-    ) -> Result<(), LmError> {
-        let lora = &self.layers[index][place].lora;
-        let Some(low) = &low[place] else {
-            return Ok(());
-        };
-        self.timed(Part::Lora, || {
-            let (dlow, mask) = (lora.low_of(base), self.mask(pass, index, place));
-            lora.gradients(input, low, dy, &dlow, mask, &self.arena)
+            lora.up(base, dlow, base, self.mask(pass, index, place))
         })
     }
 
@@ -325,11 +301,4 @@ impl TrainEngine {
             all.f_narrow(1, heads.rotated(), heads.key_value)?,
         ])
     }
-}
-
-fn empty(rows: i64, columns: i64, like: &Tensor) -> Result<Tensor, LmError> {
-    Ok(Tensor::f_empty(
-        [rows, columns],
-        (Kind::BFloat16, like.device()),
-    )?)
 }

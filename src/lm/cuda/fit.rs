@@ -50,7 +50,9 @@ impl TrainEngine {
             .map(|place| shape(place).2)
             .iter()
             .sum();
-        let kept = 2 * (2 * hidden + qkv_out + attended + both + low) + 4 * self.heads.query as u64;
+        let rotated = (self.heads.rotated() * self.heads.dim) as u64;
+        let kept = 2 * (2 * hidden + qkv_out + rotated + attended + both + low)
+            + 4 * self.heads.query as u64;
         // The gradient through the MLP, or that through attention with its own copies of queries, keys and values.
         let back = (2 * width + hidden).max(3 * qkv_out + 2 * attended);
         Footprint {

@@ -3,12 +3,12 @@
 use tch::{Device, Kind, Tensor};
 
 use super::compiler::{Source, source};
+use super::lora_down::{LoraDown, Rounded};
 use super::lora_grad::{GradKernels, GradPart, GradientArena};
-use super::module::{Kernel, Module, bf16_rows};
+use super::module::{Argument, Kernel, Module, bf16_rows};
 use crate::lm::LmError;
 
-pub(super) const DOWN: Source = source!("lora_down.cu");
-pub(super) const UP: Source = source!("lora_up.cu");
+pub(super) const UP: Source = source!("lora_up.cu", "tile.cuh");
 pub(super) const INSTALL: Source = source!("lora_install.cu");
 
 /// The most parts of a fused layer.
@@ -58,7 +58,7 @@ impl Mask {
     }
 
     /// By how much the kept elements grow.
-    fn kept(self) -> f32 {
+    pub(super) fn kept(self) -> f32 {
         (1.0 / (1.0 - f64::from(self.threshold) / 65_536.0)) as f32
     }
 
@@ -75,8 +75,7 @@ pub struct Lora {
     a: Tensor,
     /// bf16 [in, low].
     at: Tensor,
-    down: Kernel,
-    down_tiles: i64,
+    down: Option<LoraDown>,
     up: Kernel,
     swiglu_backward: Kernel,
     grad: [GradKernels; 2],
@@ -97,20 +96,22 @@ pub fn fits(shape: &LoraShape) -> bool {
 }
 
 impl Lora {
+    /// `rounds`: see [`LoraDown::new`].
+    ///
     /// # Errors
     /// [`LmError::Kernel`].
-    pub fn new(shape: LoraShape, device: Device) -> Result<Self, LmError> {
+    pub fn new(shape: LoraShape, rounds: bool, device: Device) -> Result<Self, LmError> {
         assert!(fits(&shape));
         let (low, options) = (shape.low(), (Kind::BFloat16, device));
-        let tiles = [6, 4, 2].into_iter().find(|tiles| low / 8 % tiles == 0);
-        let down_tiles = tiles.unwrap_or(2);
         let up = Module::get(UP, device, &[("STEPS", low / 16)])?;
         let install = Module::get(INSTALL, device, &[])?;
         Ok(Self {
             a: Tensor::f_zeros([low, shape.in_features], options)?,
             at: Tensor::f_zeros([shape.in_features, low], options)?,
-            down: Module::get(DOWN, device, &[("TILES", down_tiles)])?.kernel("lora_down")?,
-            down_tiles,
+            down: match low {
+                0 => None,
+                low => Some(LoraDown::new(low, rounds, device)?),
+            },
             up: up.kernel("lora_up")?,
             swiglu_backward: up.kernel("swiglu_backward")?,
             grad: [
@@ -134,16 +135,7 @@ impl Lora {
         self.shape.parts.is_empty()
     }
 
-    /// Takes over the present parameters, f32 and flat. `weight` [out, in + low] gets B into its last columns.
-    ///
-    /// # Errors
-    /// [`LmError::Kernel`].
-    pub fn install(&self, parameters: &Tensor, weight: &Tensor) -> Result<(), LmError> {
-        self.install_a(parameters)?;
-        self.install_b(parameters, weight)
-    }
-
-    /// A alone.
+    /// Takes over A from the present parameters, f32 and flat.
     ///
     /// # Errors
     /// [`LmError::Kernel`].
@@ -166,20 +158,23 @@ impl Lora {
         )
     }
 
-    /// B alone, into the last columns of `weight` [out, in + low].
+    /// Writes the scaled B of the present parameters, f32 and flat, to `b` [out, low], columns of a wider matrix or not.
     ///
     /// # Errors
     /// [`LmError::Kernel`].
-    pub fn install_b(&self, parameters: &Tensor, weight: &Tensor) -> Result<(), LmError> {
+    pub fn install_b(&self, parameters: &Tensor, b: &Tensor) -> Result<(), LmError> {
+        if self.is_empty() {
+            return Ok(());
+        }
         let (out, low) = (self.shape.out_features, self.shape.low());
-        let b = weight.narrow(1, self.shape.in_features, low);
+        assert_eq!(b.size(), [out, low]);
         self.install[1].launch(
             [(out * low + 255) / 256, 1, 1],
             256,
             &[
                 parameters.into(),
-                (&b).into(),
-                bf16_rows(weight).into(),
+                b.into(),
+                bf16_rows(b).into(),
                 out.into(),
                 low.into(),
                 (self.shape.scale as f32).into(),
@@ -198,7 +193,7 @@ impl Lora {
         fields.into_iter().map(|field| field as u64).collect()
     }
 
-    /// `low` = dropout(x) · Aᵀ, into `out` [T, low] (columns of a wider matrix) and into `saved` [T, low].
+    /// dropout(x) · Aᵀ, see [`LoraDown::run`].
     ///
     /// # Errors
     /// [`LmError::Kernel`].
@@ -208,95 +203,101 @@ impl Lora {
         out: &Tensor,
         saved: Option<&Tensor>,
         mask: Mask,
+        rounded: Option<Rounded<'_>>,
     ) -> Result<(), LmError> {
-        if self.is_empty() {
-            return Ok(());
+        match &self.down {
+            None => Ok(()),
+            Some(down) => down.run(x, &self.a, out, saved, mask, rounded),
         }
-        let rows = x.size()[0];
-        self.down.launch(
-            [(rows + 31) / 32, self.shape.low() / 8 / self.down_tiles, 1],
-            256,
-            &[
-                x.into(),
-                bf16_rows(x).into(),
-                (&self.a).into(),
-                out.into(),
-                bf16_rows(out).into(),
-                saved.into(),
-                saved.map_or(0, bf16_rows).into(),
-                self.shape.in_features.into(),
-                rows.into(),
-                mask.kept().into(),
-                mask.seed.into(),
-                mask.doubled().into(),
-            ],
-        )
     }
 
-    /// `out` [T, in] = base[:, :in] + dropout's mask ⊙ (dlow · A), where dlow [T, low] is what lies behind `base` [T, in +
-    /// low]. `out` may be the front of `base`.
+    /// dy · B with nothing dropped: the same product with Bᵀ [low, out] in A's place.
     ///
     /// # Errors
     /// [`LmError::Kernel`].
-    pub fn up(&self, base: &Tensor, out: &Tensor, mask: Mask) -> Result<(), LmError> {
-        let (rows, inner) = (base.size()[0], self.shape.in_features);
-        self.up.launch(
-            self.up_grid(rows),
-            256,
-            &[
-                base.into(),
-                bf16_rows(base).into(),
-                (&self.low_of(base)).into(),
-                bf16_rows(base).into(),
-                (&self.at).into(),
-                out.into(),
-                bf16_rows(out).into(),
-                inner.into(),
-                rows.into(),
-                mask.kept().into(),
-                mask.seed.into(),
-                mask.doubled().into(),
-            ],
-        )
+    pub fn down_gradient(
+        &self,
+        dy: &Tensor,
+        bt: &Tensor,
+        dlow: &Tensor,
+        rounded: Option<Rounded<'_>>,
+    ) -> Result<(), LmError> {
+        match &self.down {
+            None => Ok(()),
+            Some(down) => down.run(dy, bt, dlow, None, Mask::default(), rounded),
+        }
     }
 
-    /// The backward pass of silu(gate) · up with this update on its result: `base` as in [`Lora::up`]; `gate_up` [T, 2 ·
-    /// in] → `d_gate_up`, which may be the same memory, and `gated[:, :in]`.
+    /// `out` [T, in] = base + dropout's mask ⊙ (dlow · A). `base`: [T, in]; `dlow`: [T, low]. `out` may be `base`.
+    ///
+    /// # Errors
+    /// [`LmError::Kernel`].
+    pub fn up(
+        &self,
+        base: &Tensor,
+        dlow: &Tensor,
+        out: &Tensor,
+        mask: Mask,
+    ) -> Result<(), LmError> {
+        let mut arguments = self.up_arguments(base, dlow);
+        arguments.extend::<[Argument; 2]>([out.into(), bf16_rows(out).into()]);
+        arguments.extend(self.mask_arguments(base, mask));
+        self.up.launch(self.up_grid(base), 256, &arguments)
+    }
+
+    /// The backward pass of silu(gate) · up with this update on its result: `base` and `dlow` as in [`Lora::up`];
+    /// `gate_up` [T, 2 · in] → `d_gate_up`, which may be the same memory, and `gated` [T, in].
     ///
     /// # Errors
     /// [`LmError::Kernel`].
     pub fn swiglu_backward(
         &self,
-        base: &Tensor,
+        [base, dlow]: [&Tensor; 2],
         gate_up: &Tensor,
         d_gate_up: &Tensor,
         gated: &Tensor,
         mask: Mask,
     ) -> Result<(), LmError> {
-        let (rows, inner) = (base.size()[0], self.shape.in_features);
         for matrix in [gate_up, d_gate_up] {
-            assert_eq!(bf16_rows(matrix), 2 * inner);
+            assert_eq!(bf16_rows(matrix), 2 * self.shape.in_features);
         }
-        self.swiglu_backward.launch(
-            self.up_grid(rows),
-            256,
-            &[
-                base.into(),
-                bf16_rows(base).into(),
-                (&self.low_of(base)).into(),
-                bf16_rows(base).into(),
-                (&self.at).into(),
-                gate_up.into(),
-                d_gate_up.into(),
-                gated.into(),
-                bf16_rows(gated).into(),
-                inner.into(),
-                rows.into(),
-                mask.kept().into(),
-                mask.seed.into(),
-                mask.doubled().into(),
-            ],
-        )
+        let mut arguments = self.up_arguments(base, dlow);
+        arguments.extend::<[Argument; 2]>([gate_up.into(), d_gate_up.into()]);
+        arguments.extend::<[Argument; 2]>([gated.into(), bf16_rows(gated).into()]);
+        arguments.extend(self.mask_arguments(base, mask));
+        self.swiglu_backward
+            .launch(self.up_grid(base), 256, &arguments)
+    }
+
+    /// What both kernels of the way up start with.
+    fn up_arguments<'a>(&self, base: &Tensor, dlow: &Tensor) -> Vec<Argument<'a>> {
+        let dlow_rows = dlow.stride()[0];
+        let (base_rows, at) = (bf16_rows(base), &self.at);
+        assert_eq!(base.size()[1], self.shape.in_features);
+        assert_eq!(dlow.size(), [base.size()[0], self.shape.low()]);
+        vec![
+            base.into(),
+            base_rows.into(),
+            dlow.into(),
+            dlow_rows.into(),
+            at.into(),
+        ]
+    }
+
+    /// What they end with.
+    fn mask_arguments<'a>(&self, base: &Tensor, mask: Mask) -> [Argument<'a>; 5] {
+        [
+            self.shape.in_features.into(),
+            base.size()[0].into(),
+            mask.kept().into(),
+            mask.seed.into(),
+            mask.doubled().into(),
+        ]
+    }
+
+    /// A transposed, bf16 [in, low].
+    pub(super) fn at(&self) -> &Tensor {
+        &self.at
     }
 
     /// The low columns behind the others of a matrix [T, in + low].
@@ -304,8 +305,9 @@ impl Lora {
         matrix.narrow(1, self.shape.in_features, self.shape.low())
     }
 
-    fn up_grid(&self, rows: i64) -> [i64; 3] {
-        [(self.shape.in_features + 255) / 256, (rows + 63) / 64, 1]
+    fn up_grid(&self, base: &Tensor) -> [i64; 3] {
+        let (columns, rows) = (self.shape.in_features, base.size()[0]);
+        [(columns + 255) / 256, (rows + 63) / 64, 1]
     }
 
     /// Adds the gradients of A and B to those in `arena`. `x`: [T, in], the layer's input; `low`: [T, low] of

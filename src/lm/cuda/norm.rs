@@ -50,6 +50,27 @@ impl Norm {
         out: &Tensor,
         eps: f64,
     ) -> Result<(), LmError> {
+        self.forward_to_round(x, y, weight, sum, out, None, eps)
+    }
+
+    /// [`Norm::forward`], with the largest magnitude of each row of `out` in `largest`, f32 [T].
+    ///
+    /// # Errors
+    /// [`LmError::Kernel`].
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the operands of one formula, each in its own memory"
+    )]
+    pub fn forward_to_round(
+        &self,
+        x: &Tensor,
+        y: Option<&Tensor>,
+        weight: &Tensor,
+        sum: Option<&Tensor>,
+        out: &Tensor,
+        largest: Option<&Tensor>,
+        eps: f64,
+    ) -> Result<(), LmError> {
         let rows = x.size()[0];
         for dense in [Some(x), y, sum].into_iter().flatten() {
             assert_eq!((bf16_rows(dense), dense.size()[0]), (self.hidden, rows));
@@ -66,12 +87,14 @@ impl Norm {
                 bf16_rows(out).into(),
                 rows.into(),
                 (eps as f32).into(),
+                largest.into(),
             ],
         )
     }
 
     /// `dx` = residual + the gradient of the norm at `x` for `dy[:, :hidden]`; `residual` may be `dx`. The normed rows are
-    /// written to `normed[:, :hidden]` again.
+    /// written to `normed[:, :hidden]` again. `largest`: as
+    /// above, of `dx`.
     ///
     /// # Errors
     /// [`LmError::Kernel`].
@@ -87,6 +110,7 @@ impl Norm {
         residual: Option<&Tensor>,
         dx: &Tensor,
         normed: Option<&Tensor>,
+        largest: Option<&Tensor>,
         eps: f64,
     ) -> Result<(), LmError> {
         let rows = x.size()[0];
@@ -107,6 +131,7 @@ impl Norm {
                 normed.map_or(0, bf16_rows).into(),
                 rows.into(),
                 (eps as f32).into(),
+                largest.into(),
             ],
         )
     }

@@ -96,10 +96,15 @@ impl HeadRotation {
         )
     }
 
-    /// The gradients of rotated queries, keys and of values, [T, heads, D] each, → `dqkv` [T, all · D].
+    /// The gradients of rotated queries, keys and of values, [T, heads, D] each, → `dqkv` [T, all · D]. `largest`: f32 [T]
+    /// of zeros for the largest magnitude of each row.
     ///
     /// # Errors
     /// [`LmError::Kernel`].
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the operands of one formula, each in its own memory"
+    )]
     pub fn backward(
         &self,
         qkv: &Tensor,
@@ -107,6 +112,7 @@ impl HeadRotation {
         rotary: &RotaryTable,
         gradients: [&Tensor; 3],
         dqkv: &Tensor,
+        largest: Option<&Tensor>,
         eps: f64,
     ) -> Result<(), LmError> {
         let tokens = qkv.size()[0];
@@ -139,6 +145,7 @@ impl HeadRotation {
                 dqkv.into(),
                 tokens.into(),
                 (eps as f32).into(),
+                largest.into(),
             ],
         )
     }

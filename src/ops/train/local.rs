@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::Params;
 use crate::lm::{
-    Adapter, Conversation, Example, LanguageModel, LoraConfig, Message, Optimizer, Recompute,
-    StepReport, TrainConfig, TrainHooks, prepare_examples, train, write_adapter,
+    Adapter, Compute, Conversation, Example, LanguageModel, LoraConfig, Message, Optimizer,
+    Recompute, StepReport, TrainConfig, TrainHooks, prepare_examples, train, write_adapter,
 };
 use crate::ops::loaded::with_model;
 use crate::ops::{Cell, ColumnType, Context, OpError, Outputs, Table};
@@ -191,11 +191,21 @@ fn config(params: &Params, seed: u64) -> TrainConfig {
             "none" => Recompute::None,
             _ => Recompute::Auto,
         },
+        compute: match params.compute.as_str() {
+            "fp8" => Compute::Fp8,
+            _ => Compute::Auto,
+        },
+        deterministic: params.deterministic,
+        memory_limit: params.memory_limit.map(gibibytes),
         packing: params.packing,
         seed,
         checkpoint_every: params.checkpoint_every,
         ..TrainConfig::default()
     }
+}
+
+fn gibibytes(number: f64) -> u64 {
+    (number * f64::from(1 << 30)) as u64
 }
 
 /// What PEFT records as the base model: the hub's name, or the file's name without the folders of this machine.

@@ -38,6 +38,9 @@ struct Params {
     max_length: usize,
     packing: bool,
     recompute: String,
+    compute: String,
+    deterministic: bool,
+    memory_limit: Option<f64>,
     eval_every: u64,
     early_stopping_patience: u64,
     checkpoint_every: u64,
@@ -193,6 +196,32 @@ impl Op for Train {
                     choice(&["auto", "full", "none"]),
                     "auto",
                     "Gradient checkpointing.",
+                )
+                .unhashed(),
+            ),
+            (
+                "compute",
+                Param::default(
+                    choice(&["auto", "fp8"]),
+                    "auto",
+                    "Products of the frozen weights: as dtype says, or in fp8 (e4m3 by row) on a GPU that has it.",
+                ),
+            ),
+            // Other kernels, other bits: a result of the faster ones does not stand in for a reproducible one.
+            (
+                "deterministic",
+                Param::default(
+                    ParamKind::Bool,
+                    false,
+                    "Use only kernels whose results have the same bits every time, on a GPU too.",
+                ),
+            ),
+            // The gradient is the same, so a result does not depend on the card that it was made on.
+            (
+                "memory_limit",
+                Param::optional(
+                    number(0.25, None),
+                    "What tensors may take of the GPU's memory, in GiB; all that is free by default.",
                 )
                 .unhashed(),
             ),

@@ -37,11 +37,14 @@ __device__ __forceinline__ float lanes_sum(float x) {
     return x;
 }
 
-__device__ __forceinline__ float warp_max(float x) {
+template <int WIDTH>
+__device__ __forceinline__ float lanes_max(float x) {
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+    for (int step = WIDTH / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
     return x;
 }
+
+__device__ __forceinline__ float warp_max(float x) { return lanes_max<32>(x); }
 
 // The sum over `WARPS` neighbouring warps; `scratch` has one float a warp and is free again at the next barrier.
 template <int WARPS>
@@ -54,6 +57,35 @@ __device__ __forceinline__ float warps_sum(float x, float *scratch) {
 #pragma unroll
     for (int warp = 0; warp < WARPS; warp++) x += scratch[threadIdx.x / 32 / WARPS * WARPS + warp];
     return x;
+}
+
+// The largest over `WARPS` neighbouring warps, as [`warps_sum`].
+template <int WARPS>
+__device__ __forceinline__ float warps_max(float x, float *scratch) {
+    x = warp_max(x);
+    if (WARPS == 1) return x;
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
+    __syncthreads();
+#pragma unroll
+    for (int warp = 0; warp < WARPS; warp++) x = fmaxf(x, scratch[threadIdx.x / 32 / WARPS * WARPS + warp]);
+    return x;
+}
+
+// place = max(place, x) for x ≥ 0, whose bits are ordered as the numbers are; any order of calls gives the same.
+__device__ __forceinline__ void atomic_max(float *place, float x) { atomicMax((unsigned *)place, __float_as_uint(x)); }
+
+#define LARGEST_E4M3 448.0f
+
+// Two floats to e4m3, saturating; `low` lies first in memory.
+__device__ __forceinline__ unsigned pack_e4m3(float low, float high) {
+    unsigned short pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+__device__ __forceinline__ uint2 pack_e4m3(const float (&x)[8]) {
+    return make_uint2(pack_e4m3(x[0], x[1]) | pack_e4m3(x[2], x[3]) << 16,
+                      pack_e4m3(x[4], x[5]) | pack_e4m3(x[6], x[7]) << 16);
 }
 
 // c += a · b for a 16 × 16 (row-major) and b 16 × 8 (column-major); each lane holds its part as the PTX manual says.

@@ -3,7 +3,6 @@
 // values of its row.
 
 #define VECTORS 4
-#define LARGEST 448.0f  // of e4m3
 
 __device__ __forceinline__ float block_max(float x, float *scratch) {
     x = warp_max(x);
@@ -21,13 +20,6 @@ __device__ __forceinline__ float block_sum(float x, float *scratch) {
     return lanes_sum<32>(x);
 }
 
-// Two floats to e4m3, saturating; `low` lies first in memory.
-__device__ __forceinline__ unsigned pack_e4m3(float low, float high) {
-    unsigned short pair;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-
 __device__ __forceinline__ int column_of(int vector) { return (vector * blockDim.x + threadIdx.x) * 8; }
 
 // Rounds a row that the block holds, and stores its scale: x ≈ e4m3 · scale.
@@ -40,15 +32,14 @@ __device__ __forceinline__ void store_row(const float (&x)[VECTORS][8], unsigned
 #pragma unroll
         for (int i = 0; i < 8; i++) most = fmaxf(most, fabsf(x[v][i]));
     }
-    const float scale = fmaxf(block_max(most, scratch), 1e-12f) / LARGEST;
+    const float scale = fmaxf(block_max(most, scratch), 1e-12f) / LARGEST_E4M3;
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         if (column_of(v) >= width) continue;
         float y[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) y[i] = x[v][i] / scale;
-        *(uint2 *)(out + (u64)blockIdx.x * width + column_of(v)) =
-            make_uint2(pack_e4m3(y[0], y[1]) | pack_e4m3(y[2], y[3]) << 16, pack_e4m3(y[4], y[5]) | pack_e4m3(y[6], y[7]) << 16);
+        *(uint2 *)(out + (u64)blockIdx.x * width + column_of(v)) = pack_e4m3(y);
     }
     if (threadIdx.x == 0) scales[blockIdx.x] = scale;
 }

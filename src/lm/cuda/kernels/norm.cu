@@ -7,10 +7,11 @@
 #define ROW (blockIdx.x * (128 / LANES) + threadIdx.x / LANES)
 
 // sum = x + y (x alone where y is null); out = sum / rms(sum) · weight. Rows of `out` are `out_stride` apart; `sum` may
-// be null, x or y.
+// be null, x or y. `largest` [rows], unless it is null, gets the largest magnitude of each row of `out`.
 extern "C" __global__ void __launch_bounds__(128)
-    add_norm(const bf16 *x, const bf16 *y, const bf16 *weight, bf16 *sum, bf16 *out, int out_stride, int rows, float eps) {
-    __shared__ float scratch[4];
+    add_norm(const bf16 *x, const bf16 *y, const bf16 *weight, bf16 *sum, bf16 *out, int out_stride, int rows, float eps,
+             float *largest) {
+    __shared__ float scratch[8];
     int row = ROW, lane = threadIdx.x % LANES;
     bool real = row < rows;
     float values[VECTORS][8], squares = 0.0f;
@@ -30,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(128)
 #pragma unroll
         for (int i = 0; i < 8; i++) squares += values[v][i] * values[v][i];
     }
-    float inverse = rsqrtf(warps_sum<WARPS>(squares, scratch) / HIDDEN + eps);
+    float inverse = rsqrtf(warps_sum<WARPS>(squares, scratch) / HIDDEN + eps), most = 0.0f;
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         int column = (v * LANES + lane) * 8;
@@ -38,17 +39,23 @@ extern "C" __global__ void __launch_bounds__(128)
         float w[8];
         unpack(*(const uint4 *)(weight + column), w);
 #pragma unroll
-        for (int i = 0; i < 8; i++) values[v][i] = rounded(values[v][i] * inverse) * w[i];
+        for (int i = 0; i < 8; i++) {
+            values[v][i] = rounded(values[v][i] * inverse) * w[i];
+            most = fmaxf(most, fabsf(values[v][i]));
+        }
         *(uint4 *)(out + (u64)row * out_stride + column) = pack(values[v]);
     }
+    if (!largest) return;
+    most = warps_max<WARPS>(most, scratch + 4);
+    if (real && lane == 0) largest[row] = rounded(most);
 }
 
 // dx = residual + the gradient of the norm at `x` for `dy`; `residual` may be null or dx. The normed rows are made again
-// for whoever needs them, unless `normed` is null.
+// for whoever needs them, unless `normed` is null. `largest` as above, of dx.
 extern "C" __global__ void __launch_bounds__(128)
     norm_backward(const bf16 *x, const bf16 *weight, const bf16 *dy, int dy_stride, const bf16 *residual, bf16 *dx,
-                  bf16 *normed, int normed_stride, int rows, float eps) {
-    __shared__ float scratch[8];
+                  bf16 *normed, int normed_stride, int rows, float eps, float *largest) {
+    __shared__ float scratch[12];
     int row = ROW, lane = threadIdx.x % LANES;
     bool real = row < rows;
     uint4 inputs[VECTORS], gradients[VECTORS];
@@ -69,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(128)
     }
     float inverse = rsqrtf(warps_sum<WARPS>(squares, scratch) / HIDDEN + eps);
     // The mean of (dy · weight · x̂), times the x̂ = x · inverse it is subtracted along.
-    float along = warps_sum<WARPS>(products, scratch + 4) / HIDDEN * inverse * inverse;
+    float along = warps_sum<WARPS>(products, scratch + 4) / HIDDEN * inverse * inverse, most = 0.0f;
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         int column = (v * LANES + lane) * 8;
@@ -90,5 +97,10 @@ extern "C" __global__ void __launch_bounds__(128)
         }
         *(uint4 *)(dx + place) = pack(out);
         if (normed) *(uint4 *)(normed + (u64)row * normed_stride + column) = pack(n);
+#pragma unroll
+        for (int i = 0; i < 8; i++) most = fmaxf(most, fabsf(out[i]));
     }
+    if (!largest) return;
+    most = warps_max<WARPS>(most, scratch + 8);
+    if (real && lane == 0) largest[row] = rounded(most);
 }

@@ -55,10 +55,11 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // The gradients of the rotated queries and keys and of the values, each with its strides, → dqkv [T, ALL · HEAD_DIM].
+// `largest` [T], zeros unless it is null, gets the largest magnitude of each row.
 extern "C" __global__ void __launch_bounds__(256)
     rope_backward(const bf16 *qkv, const bf16 *weight, const bf16 *cos, const bf16 *sin, const bf16 *dq, long long dq_token,
                   long long dq_head, const bf16 *dk, long long dk_token, long long dk_head, const bf16 *dv,
-                  long long dv_token, long long dv_head, bf16 *dqkv, int tokens, float eps) {
+                  long long dv_token, long long dv_head, bf16 *dqkv, int tokens, float eps, float *largest) {
     u64 group = (u64)blockIdx.x * (256 / LANES) + threadIdx.x / LANES;
     int element = threadIdx.x % LANES * 4;
     bool real = group < (u64)tokens * ALL;
@@ -102,6 +103,11 @@ extern "C" __global__ void __launch_bounds__(256)
         }
     }
 #endif
+    float most = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; i++) most = fmaxf(most, fmaxf(fabsf(first[i]), fabsf(second[i])));
+    most = lanes_max<LANES>(most);
     if (!real) return;
     store4(dqkv + place, first), store4(dqkv + place + HALF, second);
+    if (largest && element == 0) atomic_max(largest + token, rounded(most));
 }

@@ -1,6 +1,7 @@
 use crate::lm::cuda::compiler::{Defines, Source, compile};
 use crate::lm::cuda::{
-    adamw, cross_entropy, dequantise, dropout, lora, lora_grad, norm, rope, swiglu,
+    adamw, cross_entropy, dequantise, dropout, lora, lora_down, lora_grad, norm, rope, rounded,
+    swiglu,
 };
 
 /// Ampere and Hopper, the oldest and newest instructions that the sources name.
@@ -63,7 +64,15 @@ fn rope_compiles_without_a_gpu() {
 #[test]
 fn lora_compiles_without_a_gpu() {
     for tiles in [2, 4, 6] {
-        check(lora::DOWN, &[("TILES", tiles)], &["lora_down"]);
+        let defines = |rounds| [("TILES", tiles), ("ROUNDS", rounds)];
+        check(lora_down::SOURCE, &defines(0), &["lora_down"]);
+        let rounding = [(8, 9), (9, 0)];
+        check_for(&rounding, lora_down::SOURCE, &defines(1), &["lora_down"]);
+    }
+    for (steps, gate_steps) in [(0, 0), (1, 1), (1, 2), (4, 4), (0, 8)] {
+        let defines = [("STEPS", steps), ("GATE_STEPS", gate_steps)];
+        let kernels = ["swiglu_update", "swiglu_update_backward"];
+        check(rounded::SOURCE, &defines, &kernels);
     }
     for steps in [0, 1, 3, 12] {
         check(

@@ -4,7 +4,7 @@ use super::{assert_near, gpu, normal, wide};
 use crate::lm::cuda::e4m3::{E4m3, Rows, multiplies_e4m3};
 use crate::lm::{Fp8, Placement};
 
-fn capable() -> Option<Device> {
+pub(super) fn capable() -> Option<Device> {
     let device = gpu()?;
     let placement = Placement {
         device,
@@ -13,7 +13,7 @@ fn capable() -> Option<Device> {
     multiplies_e4m3(placement).then_some(device)
 }
 
-fn decoded(rows: &Rows) -> Tensor {
+pub(super) fn decoded(rows: &Rows) -> Tensor {
     wide(&rows.codes.to_kind(Kind::Float)) * wide(&rows.scales)
 }
 

@@ -4,20 +4,26 @@ use super::{assert_near, empty, gpu, normal, wide};
 use crate::lm::cuda::{GradientArena, Lora, LoraPart, LoraShape, Mask, dropout_mask};
 
 /// A fused layer and the plain operands of its update.
-struct Case {
-    lora: Lora,
+pub(super) struct Case {
+    pub(super) lora: Lora,
     /// f32, flat: A and B of each part.
-    parameters: Tensor,
+    pub(super) parameters: Tensor,
     /// f64 [P · r, in] and [out, P · r].
-    a: Tensor,
-    b: Tensor,
+    pub(super) a: Tensor,
+    pub(super) b: Tensor,
 }
 
 const SCALE: f64 = 2.0;
 
 impl Case {
     /// `outs`: the output rows of each part; those of false have no update.
-    fn new(inner: i64, outs: &[(i64, bool)], r: i64, device: Device) -> Self {
+    pub(super) fn new(
+        inner: i64,
+        outs: &[(i64, bool)],
+        r: i64,
+        rounds: bool,
+        device: Device,
+    ) -> Self {
         let (mut parts, mut place, mut row) = (Vec::new(), 256, 0);
         for &(out, updated) in outs {
             if updated {
@@ -30,7 +36,7 @@ impl Case {
         let parameters = normal(&[place], 1, device).to_kind(Kind::Float);
         let count = parts.len() as i64;
         let b = Tensor::zeros([row, count * r], (Kind::Double, device));
-        let mut a = Vec::new();
+        let mut a = vec![Tensor::zeros([0, inner], (Kind::Double, device))];
         for (index, part) in (0..).zip(&parts) {
             let values = |start, rows, columns| {
                 wide(&parameters.narrow(0, start, rows * columns)).view([rows, columns])
@@ -49,7 +55,7 @@ impl Case {
             scale: SCALE,
         };
         Self {
-            lora: Lora::new(shape, device).unwrap(),
+            lora: Lora::new(shape, rounds, device).unwrap(),
             parameters,
             a: Tensor::cat(&a, 0),
             b,
@@ -57,34 +63,37 @@ impl Case {
     }
 }
 
-fn cases(device: Device) -> Vec<Case> {
+pub(super) fn cases(device: Device, rounds: bool) -> Vec<Case> {
+    let case = |inner, outs: &[_], r| Case::new(inner, outs, r, rounds, device);
     vec![
-        Case::new(64, &[(32, true)], 2, device),
-        Case::new(576, &[(576, true), (192, true), (192, true)], 16, device),
-        Case::new(2560, &[(1024, true), (256, false), (256, true)], 16, device),
-        Case::new(1536, &[(640, true), (640, true)], 8, device),
-        Case::new(96, &[(48, true), (16, true), (16, true)], 64, device),
+        case(64, &[(32, true)], 2),
+        case(576, &[(576, true), (192, true), (192, true)], 16),
+        case(2560, &[(1024, true), (256, false), (256, true)], 16),
+        case(1536, &[(640, true), (640, true)], 8),
+        case(96, &[(48, true), (16, true), (16, true)], 64),
     ]
 }
 
 /// f64 [rows, in] with dropout's growth.
-fn plain_mask(mask: Mask, rows: i64, inner: i64, device: Device) -> Tensor {
+pub(super) fn plain_mask(mask: Mask, rows: i64, inner: i64, device: Device) -> Tensor {
     let threshold = mask.threshold;
     let kept = (1.0 / (1.0 - f64::from(threshold) / 65_536.0)) as f32;
     wide(&dropout_mask(&[rows, inner], kept, mask.seed, threshold, device).unwrap())
 }
 
-const MASKS: [f64; 2] = [0.0, 0.1];
+pub(super) const MASKS: [f64; 2] = [0.0, 0.1];
 
 #[test]
 fn lora_install_and_down_are_the_plain_ones_where_there_is_a_gpu() {
     let Some(device) = gpu() else { return };
-    for case in cases(device) {
+    for case in cases(device, false) {
         let shape = case.lora.shape();
         let (inner, low) = (shape.in_features, shape.low());
         let used = shape.parts.len() as i64 * shape.r;
         let weight = empty(&[shape.out_features, inner + low], device);
-        case.lora.install(&case.parameters, &weight).unwrap();
+        case.lora.install_a(&case.parameters).unwrap();
+        let b = case.lora.low_of(&weight);
+        case.lora.install_b(&case.parameters, &b).unwrap();
         assert_near(&weight.narrow(1, inner, used), &case.b, 4e-3);
         assert_eq!(
             weight.narrow(1, 0, inner).abs().max().double_value(&[]),
@@ -100,7 +109,7 @@ fn lora_install_and_down_are_the_plain_ones_where_there_is_a_gpu() {
                 let mask = Mask::new(probability, 77);
                 let front = x.narrow(1, 0, inner);
                 case.lora
-                    .down(&front, &case.lora.low_of(&x), Some(&saved), mask)
+                    .down(&front, &case.lora.low_of(&x), Some(&saved), mask, None)
                     .unwrap();
                 let masked = wide(&front) * plain_mask(mask, rows, inner, device);
                 let expected = masked.matmul(&case.a.tr());
@@ -118,17 +127,17 @@ fn lora_install_and_down_are_the_plain_ones_where_there_is_a_gpu() {
 #[test]
 fn lora_up_and_swiglu_backward_are_the_plain_ones_where_there_is_a_gpu() {
     let Some(device) = gpu() else { return };
-    for case in cases(device) {
+    for case in cases(device, false) {
         let shape = case.lora.shape();
         let (inner, low, rows) = (shape.in_features, shape.low(), 300);
         let used = shape.parts.len() as i64 * shape.r;
         case.lora.install_a(&case.parameters).unwrap();
         for probability in MASKS {
             let mask = Mask::new(probability, 78);
-            let base = normal(&[rows, inner + low], 3, device);
-            let dlow = wide(&base.narrow(1, inner, used));
-            let update = dlow.matmul(&case.a) * plain_mask(mask, rows, inner, device);
-            let expected = wide(&base.narrow(1, 0, inner)) + update;
+            let both = normal(&[rows, inner + low], 3, device);
+            let (base, dlow) = (both.narrow(1, 0, inner), case.lora.low_of(&both));
+            let update = wide(&dlow.narrow(1, 0, used)).matmul(&case.a);
+            let expected = wide(&base) + update * plain_mask(mask, rows, inner, device);
 
             let gate_up = normal(&[rows, 2 * inner], 4, device);
             let leaf = wide(&gate_up).set_requires_grad(true);
@@ -138,16 +147,16 @@ fn lora_up_and_swiglu_backward_are_the_plain_ones_where_there_is_a_gpu() {
             let gradient = Tensor::run_backward(&[product], &[&leaf], false, false);
             let found = empty(&[rows, inner], device);
             case.lora
-                .swiglu_backward(&base, &gate_up, &gate_up, &found, mask)
+                .swiglu_backward([&base, &dlow], &gate_up, &gate_up, &found, mask)
                 .unwrap();
             assert_near(&gate_up, &gradient[0], 1e-2);
             assert_near(&found, &gated, 8e-3);
 
             let out = empty(&[rows, inner], device);
-            case.lora.up(&base, &out, mask).unwrap();
+            case.lora.up(&base, &dlow, &out, mask).unwrap();
             assert_near(&out, &expected, 8e-3);
-            case.lora.up(&base, &base, mask).unwrap();
-            assert_eq!(base.narrow(1, 0, inner), out);
+            case.lora.up(&base, &dlow, &base, mask).unwrap();
+            assert_eq!(base, out);
         }
     }
 }
@@ -155,7 +164,7 @@ fn lora_up_and_swiglu_backward_are_the_plain_ones_where_there_is_a_gpu() {
 #[test]
 fn lora_gradients_are_the_plain_ones_where_there_is_a_gpu() {
     let Some(device) = gpu() else { return };
-    for case in cases(device) {
+    for case in cases(device, false) {
         let shape = case.lora.shape();
         let (inner, low, out, r) = (shape.in_features, shape.low(), shape.out_features, shape.r);
         let arena = |gradients: &Tensor| {

@@ -15,6 +15,7 @@ mod lora;
 mod norm;
 mod rope;
 mod rotate;
+mod rounded;
 mod sampler;
 mod swiglu;
 

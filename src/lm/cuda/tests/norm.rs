@@ -10,6 +10,10 @@ fn plain(x: &Tensor, weight: &Tensor) -> Tensor {
     x / (mean + EPS).sqrt() * weight
 }
 
+fn row_largest(x: &Tensor) -> Tensor {
+    x.abs().amax([1_i64].as_slice(), false).to_kind(Kind::Float)
+}
+
 #[test]
 fn norm_is_the_plain_one_where_there_is_a_gpu() {
     let Some(device) = gpu() else { return };
@@ -29,9 +33,12 @@ fn norm_is_the_plain_one_where_there_is_a_gpu() {
         assert_near(&out.narrow(1, 0, hidden), &expected, 8e-3);
         assert_eq!(out.narrow(1, hidden, 16).abs().max().double_value(&[]), 0.0);
 
-        norm.forward(&x, None, &weight, None, &out, EPS).unwrap();
+        let largest = Tensor::zeros([37], (Kind::Float, device));
+        norm.forward_to_round(&x, None, &weight, None, &out, Some(&largest), EPS)
+            .unwrap();
         let expected = plain(&wide(&x), &wide(&weight));
         assert_near(&out.narrow(1, 0, hidden), &expected, 8e-3);
+        assert_eq!(largest, row_largest(&out));
     }
 }
 
@@ -48,12 +55,15 @@ fn norm_backward_is_the_plain_one_where_there_is_a_gpu() {
         let product = plain(&leaf, &wide(&weight)) * wide(&dy.narrow(1, 0, hidden));
         let gradient = Tensor::run_backward(&[product.sum(Kind::Double)], &[&leaf], false, false);
         let normed = empty(&[37, hidden + 16], device);
-        norm.backward(&x, &weight, &dy, Some(&dx), &dx, Some(&normed), EPS)
+        let largest = Tensor::zeros([37], (Kind::Float, device));
+        let (residual_dx, both) = (Some(&dx), (Some(&normed), Some(&largest)));
+        norm.backward(&x, &weight, &dy, residual_dx, &dx, both.0, both.1, EPS)
             .unwrap();
+        assert_eq!(largest, row_largest(&dx));
         assert_near(&dx, &(&gradient[0] + residual), 8e-3);
         let expected = plain(&wide(&x), &wide(&weight));
         assert_near(&normed.narrow(1, 0, hidden), &expected, 8e-3);
-        norm.backward(&x, &weight, &dy, None, &dx, None, EPS)
+        norm.backward(&x, &weight, &dy, None, &dx, None, None, EPS)
             .unwrap();
         assert_near(&dx, &gradient[0], 8e-3);
     }

@@ -62,9 +62,20 @@ fn rope_and_its_backward_are_the_plain_ones_where_there_is_a_gpu() {
         let dk = gradient.narrow(1, query, key_value).contiguous();
         let dv = normal(&[key_value, TOKENS, dim], 4, device).transpose(0, 1);
         let dqkv = empty(&[TOKENS, heads.all() * dim], device);
+        let largest = Tensor::zeros([TOKENS], (Kind::Float, device));
         rotation
-            .backward(&qkv, weight.as_ref(), &table, [&dq, &dk, &dv], &dqkv, EPS)
+            .backward(
+                &qkv,
+                weight.as_ref(),
+                &table,
+                [&dq, &dk, &dv],
+                &dqkv,
+                Some(&largest),
+                EPS,
+            )
             .unwrap();
+        let expected_largest = dqkv.abs().amax([1_i64].as_slice(), false);
+        assert_eq!(largest, expected_largest.to_kind(Kind::Float));
         let values = split.narrow(1, heads.rotated(), key_value);
         let product =
             (expected * wide(&gradient)).sum(Kind::Double) + (values * wide(&dv)).sum(Kind::Double);
