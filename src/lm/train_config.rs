@@ -23,7 +23,8 @@ pub enum Compute {
     #[default]
     Auto,
     /// In 8-bit floating point (e4m3, arXiv:2209.05433), forward and backward, with a scale for each row of activations,
-    /// gradients and weights. The adapter's products stay in bf16. On GPUs that multiply e4m3 only.
+    /// gradients and weights; `o_proj` and `down_proj` only backward. The adapter's products stay in bf16. On GPUs that
+    /// multiply e4m3 only.
     Fp8,
 }
 

@@ -9,7 +9,7 @@
 use tch::{Kind, Tensor};
 
 use super::engine_layer::Saved;
-use super::engine_linear::Operand;
+use super::engine_linear::{Operand, PLAIN_FORWARD};
 use super::lora::{Lora, LoraShape, Mask, fits};
 use super::lora_grad::GradientArena;
 use super::{
@@ -138,9 +138,12 @@ pub fn unsuitable(decoder: &Decoder, adapter: &Adapter, fp8: bool) -> Option<Str
     None
 }
 
-/// Rounded weights may take half of the memory: they are there twice, and nothing else stands in for them.
-fn check_room<'a>(shapes: impl Iterator<Item = &'a LoraShape>, budget: u64) -> Result<(), LmError> {
-    let bytes: u64 = shapes.map(RoundedWeight::bytes).sum();
+/// Rounded weights may take half of the memory: they are there for each direction, and nothing else stands in for them.
+fn check_room(layers: &[Vec<LoraShape>], budget: u64) -> Result<(), LmError> {
+    let shapes = layers.iter().flat_map(|shapes| shapes.iter().enumerate());
+    let bytes: u64 = shapes
+        .map(|(place, shape)| RoundedWeight::bytes(shape, PLAIN_FORWARD.contains(&place)))
+        .sum();
     if bytes <= budget / 2 {
         return Ok(());
     }
@@ -194,7 +197,7 @@ impl TrainEngine {
         let arena = GradientArena::new(all_shapes.iter().flatten(), gradients)?;
         let rounding = match options.fp8 {
             true => {
-                check_room(all_shapes.iter().flatten(), options.budget)?;
+                check_room(&all_shapes, options.budget)?;
                 let [_, _, gate_up, down] = &all_shapes[0][..] else {
                     unreachable!("a layer has four linear layers")
                 };
@@ -219,7 +222,10 @@ impl TrainEngine {
             for (linear, shape) in layer.linears_mut().into_iter().zip(shapes) {
                 let columns = shape.in_features + shape.low();
                 let frozen = if options.fp8 {
-                    Frozen::Rounded(RoundedWeight::new(linear, shape.low())?)
+                    {
+                        let plain = PLAIN_FORWARD.contains(&linears.len());
+                        Frozen::Rounded(RoundedWeight::new(linear, shape.low(), plain)?)
+                    }
                 } else if let Some(wide) = linear.widen(shape.low())? {
                     Frozen::Wide(wide)
                 } else if cached {

@@ -3,7 +3,8 @@
 //! Every row of an activation or gradient has a scale of its own, and so has every output row of a weight, whichever way it
 //! is multiplied: forward the rows of W, backward those of Wᵀ. The low-rank updates stay in bf16 and are added to the
 //! products. What rounds a matrix is the kernel that has to read it anyway for its update ([`super::LoraDown`]); what makes
-//! the matrix leaves the largest magnitude of each row for it.
+//! the matrix leaves the largest magnitude of each row for it. Some layers multiply in bf16 on the way forward (see
+//! `PLAIN_FORWARD`).
 
 use tch::{Device, Kind, Tensor};
 
@@ -18,10 +19,16 @@ pub(super) const SOURCE: Source = source!("swiglu_update.cu", "tile.cuh");
 /// Rows that a block of `swiglu_update.cu` takes.
 const BLOCK_ROWS: i64 = 128;
 
+/// A weight [out, in] as the forward pass multiplies it.
+pub enum Forward {
+    Rounded(Fp8),
+    /// bf16: where rounding shows most in the loss.
+    Plain(Tensor),
+}
+
 /// One frozen weight, and the adapter's B beside it.
 pub struct RoundedWeight {
-    /// [out, in].
-    pub forward: Fp8,
+    pub forward: Forward,
     /// [in, out].
     pub backward: Fp8,
     /// bf16 [out, low] and [low, out].
@@ -30,13 +37,18 @@ pub struct RoundedWeight {
 }
 
 impl RoundedWeight {
+    /// `plain`: the forward pass is not rounded.
+    ///
     /// # Errors
     /// Out of memory.
-    pub fn new(linear: &Linear, low: i64) -> Result<Self, LmError> {
+    pub fn new(linear: &Linear, low: i64, plain: bool) -> Result<Self, LmError> {
         let weight = linear.weight();
         let (out, options) = (linear.out_features(), (Kind::BFloat16, weight.device()));
         Ok(Self {
-            forward: Fp8::encode(&weight)?,
+            forward: match plain {
+                true => Forward::Plain(weight.shallow_clone()),
+                false => Forward::Rounded(Fp8::encode(&weight)?),
+            },
             backward: Fp8::encode(&weight.f_tr()?.f_contiguous()?)?,
             b: Tensor::f_zeros([out, low], options)?,
             bt: Tensor::f_zeros([low, out], options)?,
@@ -44,8 +56,9 @@ impl RoundedWeight {
     }
 
     /// Bytes that it takes for a layer of this shape.
-    pub fn bytes(shape: &LoraShape) -> u64 {
-        (2 * shape.out_features * (shape.in_features + 2 * shape.low())) as u64
+    pub fn bytes(shape: &LoraShape, plain: bool) -> u64 {
+        let each = if plain { 3 } else { 2 };
+        (shape.out_features * (each * shape.in_features + 4 * shape.low())) as u64
     }
 
     /// Why a layer of this shape cannot be multiplied so; None where it can.
