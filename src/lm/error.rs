@@ -88,7 +88,7 @@ pub enum LmError {
     /// Why frozen layers cannot be multiplied in 8-bit floating point.
     #[error("no training with `compute: fp8`: {0}")]
     #[diagnostic(help(
-        "leave `compute` at `auto`; fp8 needs a GPU that multiplies e4m3 (compute capability 8.9 or newer), bf16 and no DoRA"
+        "leave `compute` at `auto`; fp8 needs a GPU that multiplies e4m3 (compute capability 8.9 or newer), bf16, no DoRA, and memory for the frozen weights twice in 8 bits"
     ))]
     Fp8(String),
 
