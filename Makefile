@@ -3,6 +3,7 @@
 #   make test     set up, then format check, clippy and every test
 #   make lint     set up, then format check and clippy, warnings as errors
 #   make bench-engine  what the engine itself costs per stage, beside make and ninja
+#   make bench-cpu     judge, generation and training on this CPU, beside transformers + PEFT (PEER: a Python that has both)
 #   make faults   kills at KILLS (500) random moments and compares with an undisturbed run
 #   make fuzz     a million damaged inputs for each reader (FUZZ_INPUTS)
 #   make check-tracking  the W&B protocol against programs by others, where PyPI can be reached
@@ -14,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test binaries build install setup lint faults fuzz bench-engine check-tracking check-exports
+.PHONY: run test binaries build install setup lint faults fuzz bench-engine bench-cpu check-tracking check-exports
 
 export FLOW_HOME ?= $(HOME)/.cache/flow
 export LIBTORCH_USE_PYTORCH := 1
@@ -58,6 +59,10 @@ fuzz: setup
 
 bench-engine: build
 	scripts/bench-engine.py $(BIN)/flow
+
+PEER ?= python3
+bench-cpu: build
+	scripts/bench-cpu.py $(BIN)/flow $(PEER)
 
 check-tracking: setup
 	cargo build --locked --bin flow

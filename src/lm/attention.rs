@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{LmError, Placement, cuda};
+use super::{LmError, Placement, cpu_attention, cuda};
 
 /// Causal self-attention within each sequence of a packed batch; nothing crosses a boundary.
 ///
@@ -37,6 +37,9 @@ fn varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64], causal: bool) 
 
 /// One sequence: `q` [n, heads, D], `k` and `v` [L, kv_heads, D] → [n, heads, D].
 fn sequence(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool) -> Tensor {
+    if cpu_attention::pays(q, k) {
+        return cpu_attention::attend(q, k, v, mask, causal);
+    }
     let batched = |x: &Tensor| x.transpose(0, 1).unsqueeze(0);
     let (q, k, v) = (batched(q), batched(k), batched(v));
     let grouped = q.size()[1] != k.size()[1];

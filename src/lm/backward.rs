@@ -10,7 +10,7 @@ use super::attention::causal_varlen;
 use super::cuda::EngineBatch;
 use super::loss::{IGNORED, token_loss};
 use super::rope::RotaryTable;
-use super::{Adapter, Batch, Decoder, Example, Layer, LmError, seeds};
+use super::{Adapter, Batch, Decoder, Example, Layer, LmError, cpu_attention, seeds};
 
 /// Sequences laid end to end with what is trained in them.
 pub(super) struct TrainBatch {
@@ -53,6 +53,24 @@ impl TrainBatch {
     /// Tokens that are predicted and count for the loss.
     pub(super) fn trained(&self) -> i64 {
         self.targets.size()[0]
+    }
+
+    /// What attention keeps in one layer's graph beside its inputs and output.
+    pub(super) fn attention_bytes(&self, decoder: &Decoder) -> u64 {
+        let placement = decoder.placement();
+        let (true, Kind::BFloat16, Some(layer)) =
+            (placement.is_cpu(), placement.kind, decoder.layers().first())
+        else {
+            return 0;
+        };
+        let lengths = self
+            .batch
+            .cu_seqlens
+            .windows(2)
+            .map(|ends| ends[1] - ends[0]);
+        lengths
+            .map(|length| cpu_attention::kept_bytes(layer.heads, length))
+            .sum()
     }
 
     /// The same for the engine of a GPU.

@@ -16,6 +16,7 @@ mod checkpoint;
 mod choose;
 mod choose_batch;
 mod config;
+mod cpu_attention;
 pub mod cuda;
 mod curve;
 mod decoder;

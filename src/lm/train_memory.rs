@@ -1,5 +1,6 @@
 //! How a run lives within the memory there is: how long its passes are, and which layers keep their graphs.
 
+use super::backward::TrainBatch;
 use super::gpu_training::GpuTraining;
 use super::{Decoder, Placement, Recompute, memory};
 
@@ -45,10 +46,10 @@ impl TrainMemory {
         self.max_tokens = max_tokens;
     }
 
-    /// Layers whose graphs fit into memory for a pass of `tokens` tokens.
-    pub(super) fn kept_layers(&self, decoder: &Decoder, tokens: i64) -> usize {
+    /// Layers whose graphs fit into memory for a pass over `batch`.
+    pub(super) fn kept_layers(&self, decoder: &Decoder, batch: &TrainBatch) -> usize {
         let layers = decoder.layers().len();
-        let per_layer = graph_bytes(decoder) * tokens as u64;
+        let per_layer = graph_bytes(decoder, batch);
         usize::try_from(self.kept_bytes / per_layer.max(1)).map_or(layers, |kept| kept.min(layers))
     }
 
@@ -75,9 +76,9 @@ impl TrainMemory {
     }
 }
 
-/// Bytes per token that the graph of one layer holds, roughly: each linear layer's input and output, what dropout and
-/// the gate add to them, and the norms.
-fn graph_bytes(decoder: &Decoder) -> u64 {
+/// Bytes that the graph of one layer holds, roughly: each linear layer's input and output, what dropout and the gate add
+/// to them, the norms, and what attention keeps.
+fn graph_bytes(decoder: &Decoder, batch: &TrainBatch) -> u64 {
     let element = decoder.placement().kind.elt_size_in_bytes() as i64;
     let Some(layer) = decoder.layers().first() else {
         return 0;
@@ -88,7 +89,8 @@ fn graph_bytes(decoder: &Decoder) -> u64 {
         .map(|linear| 2 * (linear.in_features() + linear.out_features()))
         .sum();
     let norms = 6 * layer.linears()[0].in_features();
-    (element * (linears + norms)) as u64
+    let tokens = element * (linears + norms) * batch.tokens();
+    tokens as u64 + batch.attention_bytes(decoder)
 }
 
 #[cfg(test)]

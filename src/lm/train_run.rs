@@ -378,7 +378,7 @@ impl<'a> Run<'a> {
                 let sum = match &self.gpu {
                     Some(gpu) => gpu.accumulate(decoder, &self.adapter, &batch, seed)?,
                     None => {
-                        let kept = self.memory.kept_layers(decoder, batch.tokens());
+                        let kept = self.memory.kept_layers(decoder, &batch);
                         accumulate_gradient(decoder, &self.adapter, &batch, seed, kept)?.into()
                     }
                 };

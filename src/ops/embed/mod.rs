@@ -33,7 +33,7 @@ impl Op for Embed {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn interface(&self) -> Interface {

@@ -63,7 +63,7 @@ impl Op for Judge {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn interface(&self) -> Interface {

@@ -66,7 +66,7 @@ impl Op for Train {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn interface(&self) -> Interface {
