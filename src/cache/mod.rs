@@ -22,6 +22,7 @@ mod sql;
 mod store;
 mod tables;
 mod verdicts;
+mod workspace;
 
 pub use archive::archive_digest;
 pub(crate) use archive::expands_too_far;
@@ -33,7 +34,6 @@ pub use index::Entry;
 pub use ledger::Recovered;
 pub use lock::{Holder, RunLock};
 pub use maintenance::{Collected, Damage, Size, Verified};
-pub(crate) use memory::share as share_of_memory;
 pub use sql::quote;
 pub(crate) use sql::{bind, is_ordered};
 pub use store::{Cache, Lookup, NewEntry};

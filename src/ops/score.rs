@@ -376,7 +376,7 @@ fn summarize(rows: &[Scored], params: &Params, seed: u64) -> Table {
 }
 
 fn write(rows: &[Scored], path: &std::path::Path) -> Result<(), OpError> {
-    let connection = checker::open(None)?;
+    let connection = checker::open()?;
     let columns: Vec<_> = scored_columns()
         .iter()
         .map(|(name, kind)| format!("{} {kind}", quote(name)))
@@ -410,7 +410,7 @@ mod tests {
     }
 
     fn scored(rows: &str, baseline: Option<&str>, params: &Params) -> Result<Vec<Scored>, OpError> {
-        let connection = checker::open(None).unwrap();
+        let connection = checker::open().unwrap();
         connection
             .execute_batch(&format!("create view rows as {rows}"))
             .unwrap();

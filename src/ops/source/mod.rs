@@ -1,7 +1,7 @@
 //! The op `source`: data from outside to a table whose rows have an `id`, or to files as they are.
 //!
-//! A run is: find the format, read the rows into a database of its own, [shape] them (names, ids, blank rows, sample),
-//! give the result. Reading is streamed; nothing is held whole.
+//! A run is: find the format, read the rows into tables beside the cache's, [shape] them (names, ids, blank rows, sample),
+//! give the result. Reading is streamed; what does not fit the memory is spilled.
 
 mod format;
 mod medquad;
@@ -118,8 +118,8 @@ pub fn run(ctx: &mut Context) -> Result<Outputs, OpError> {
             .map_err(|error| OpError::with_help(error.to_string(), error.help()))?;
     }
     let format = params.format_of(&path).map_err(refuse)?;
-    fs::create_dir_all(&ctx.scratch)?;
     if format == Format::Files {
+        fs::create_dir_all(&ctx.scratch)?;
         let folder = ctx.scratch.join("files");
         remove(&folder)?;
         copy(&path, &folder)?;
@@ -127,13 +127,7 @@ pub fn run(ctx: &mut Context) -> Result<Outputs, OpError> {
         return ctx.finish();
     }
 
-    let database = ctx.scratch.join("source.duckdb");
-    let rows = ctx.scratch.join("rows.parquet");
-    let spill = ctx.scratch.join("source.duckdb.tmp");
-    for leftover in [&database, &rows, &spill] {
-        remove(leftover)?;
-    }
-    let connection = checker::open(Some(&database))?;
+    let connection = ctx.cache.workspace()?;
     let seed = ctx.node.seed;
     let mut tick = |done: u64, total: u64| {
         ctx.progress(done, total, "files", "");
@@ -155,19 +149,8 @@ pub fn run(ctx: &mut Context) -> Result<Outputs, OpError> {
     for (name, value) in report.metrics() {
         ctx.report(&name, value as f64);
     }
-    connection.execute_batch(&format!(
-        "copy (select * from {}) to {} (format parquet)",
-        shape::ROWS,
-        readers::text(&rows)
-    ))?;
-    drop(connection);
-    // Two copies of the data are enough.
-    remove(&database)?;
-    ctx.give_query(
-        "rows",
-        &format!("select * from read_parquet({})", readers::text(&rows)),
-        &[],
-    )?;
+    let rows = format!("select * from {}", connection.name_of(shape::ROWS));
+    ctx.give_query("rows", &rows, &[])?;
     ctx.finish()
 }
 

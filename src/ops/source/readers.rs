@@ -2,11 +2,14 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use duckdb::Connection;
+use duckdb::arrow::array::{ArrayRef, LargeStringBuilder};
+use duckdb::arrow::record_batch::RecordBatch;
 use rayon::prelude::*;
 
-use super::medquad::{self, Document};
+use super::medquad;
 use super::members::{self, Member, Members};
 use super::{Format, Params};
 use crate::cache::CacheError;
@@ -18,6 +21,8 @@ pub(super) type Tick<'a> = dyn FnMut(u64, u64) -> Result<(), OpError> + 'a;
 
 /// Files parsed at a time; with 60 kB a file this bounds the memory.
 const BATCH: usize = 512;
+/// Files that one thread takes at a time: their rows go to the database together.
+const FILES_OF_A_TASK: usize = 32;
 
 /// The largest JSON object; every thread of the reader holds two of this size.
 const MAX_OBJECT: u64 = 16 << 20;
@@ -348,39 +353,21 @@ fn read_medquad(
     }
     let total = members.as_slice().len() as u64;
     let (mut done, mut skipped) = (0, Vec::new());
-    for batch in members.as_slice().chunks(BATCH) {
+    for files in members.as_slice().chunks(BATCH) {
         tick(done, total)?;
-        let parse = |handle: &mut _, member: &Member| -> Result<Option<Document>, OpError> {
-            let bytes = members.read(handle, member)?;
-            medquad::parse(&bytes).map_err(|error| {
-                let message = format!("`{}` in `{}`, {error}", member.name, display(path));
-                OpError::with_help(message, "correct the file, or take it out")
-            })
-        };
-        let documents: Vec<_> = batch
-            .par_iter()
-            .map_init(|| members.handle(), parse)
+        let read: Vec<Result<Pairs, OpError>> = files
+            .par_chunks(FILES_OF_A_TASK)
+            .map_init(
+                || members.handle(),
+                |handle, files| pairs(path, &members, handle, files),
+            )
             .collect();
-        for (member, document) in batch.iter().zip(documents) {
-            let Some(document) = document? else {
-                skipped.push(member.name.clone());
-                continue;
-            };
-            for pair in &document.pairs {
-                let id = pair_id(&member.name, &pair.qid);
-                appender.append_row([
-                    &id,
-                    &pair.question,
-                    &pair.answer,
-                    &pair.question_type,
-                    &document.focus,
-                    &document.source,
-                    &document.url,
-                    &member.name,
-                ])?;
-            }
+        for pairs in read {
+            let pairs = pairs?;
+            appender.append_record_batch(pairs.rows)?;
+            skipped.extend(pairs.skipped);
         }
-        done += batch.len() as u64;
+        done += files.len() as u64;
     }
     appender.flush()?;
     tick(total, total)?;
@@ -395,6 +382,57 @@ fn read_medquad(
         ));
     }
     Ok(skipped)
+}
+
+/// What some files hold.
+struct Pairs {
+    /// The columns [`MEDQUAD`].
+    rows: RecordBatch,
+    /// Names of files of another kind.
+    skipped: Vec<String>,
+}
+
+fn pairs(
+    path: &Path,
+    members: &Members,
+    handle: &mut members::Handle,
+    files: &[Member],
+) -> Result<Pairs, OpError> {
+    let mut columns = MEDQUAD.map(|_| LargeStringBuilder::new());
+    let mut skipped = Vec::new();
+    for member in files {
+        let bytes = members.read(handle, member)?;
+        let document = medquad::parse(&bytes).map_err(|error| {
+            let message = format!("`{}` in `{}`, {error}", member.name, display(path));
+            OpError::with_help(message, "correct the file, or take it out")
+        })?;
+        let Some(document) = document else {
+            skipped.push(member.name.clone());
+            continue;
+        };
+        for pair in &document.pairs {
+            let row = [
+                &pair_id(&member.name, &pair.qid),
+                &pair.question,
+                &pair.answer,
+                &pair.question_type,
+                &document.focus,
+                &document.source,
+                &document.url,
+                &member.name,
+            ];
+            for (column, value) in columns.iter_mut().zip(row) {
+                column.append_value(value);
+            }
+        }
+    }
+    let arrays = MEDQUAD.iter().zip(&mut columns).map(|(name, column)| {
+        let array: ArrayRef = Arc::new(column.finish());
+        (*name, array)
+    });
+    let rows = RecordBatch::try_from_iter(arrays)
+        .map_err(|error| OpError::new(format!("`{}`: {error}", display(path))))?;
+    Ok(Pairs { rows, skipped })
 }
 
 /// A question's id is unique in its collection only, and a collection is a folder: `2_GARD_QA/0000001-1`. A few files

@@ -7,7 +7,7 @@ use super::*;
 
 fn load(path: &Path, params: Value) -> Result<(Connection, shape::Report), OpError> {
     let params: Params = serde_json::from_value(params).unwrap();
-    let connection = checker::open(None).unwrap();
+    let connection = checker::open().unwrap();
     let format = params
         .format_of(path)
         .map_err(|problem| OpError::new(problem.message))?;
@@ -119,7 +119,7 @@ fn tables_of_every_format_read_alike() {
         ("hf/data/test-0.csv", csv),
         ("hf/dataset_info.json", "{}"),
     ]);
-    checker::open(None)
+    checker::open()
         .unwrap()
         .execute_batch(&format!(
             "copy (select * from read_json({})) to {}",

@@ -19,7 +19,7 @@ fn raw() -> Columns {
 }
 
 fn make(params: &Params, rows: &str) -> Result<(Report, Vec<String>), OpError> {
-    let database = checker::open(None).unwrap();
+    let database = checker::open().unwrap();
     database
         .execute_batch(&format!(
             "create table raw as select * from ({rows}) t(id, question, answer, kind)"
