@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """flow beside transformers + PEFT on this CPU: a random SmolLM2-135M in bf16, the same shapes, one after the other.
 
-usage: bench-cpu.py FLOW [PYTHON]   FLOW is the program; PYTHON has torch, transformers and peft (default: this one)
+usage: bench-cpu.py FLOW PYTHON [WORK…]   FLOW is the program; PYTHON has torch, transformers and peft; WORK is one or
+                                          more of judge, shared, generate, train (default: all)
 
 Each kind of work is measured by flow and then at once by the peer, so that both meet the machine in the same state. The
 judge is measured a second time with 112 tokens that all prompts share: flow computes those once, the peer with each prompt.
@@ -16,13 +17,13 @@ import sys
 PEER = pathlib.Path(__file__).with_name("bench-peer-cpu.py")
 MODEL = ["--model", "random:smollm2-135m", "--json"]
 WORK = {
-    "judge": ["judge", "--batch", "8", "--prompt", "384", "--runs", "5"],
-    "judge, shared": ["judge", "--batch", "8", "--prompt", "272", "--prefix", "112", "--runs", "5"],
+    "judge": ["judge", "--batch", "8", "--prompt", "384", "--runs", "3"],
+    "shared": ["judge", "--batch", "8", "--prompt", "272", "--prefix", "112", "--runs", "3"],
     "generate": ["generate", "--batch", "16", "--prompt", "64", "--new-tokens", "64", "--runs", "3"],
-    "train": ["train", "--batch", "4", "--seq", "384", "--steps", "5", "--dropout", "0.05", "--no-profile"],
+    "train": ["train", "--batch", "4", "--seq", "384", "--steps", "3", "--dropout", "0.05", "--no-profile"],
 }
 # The peer computes all tokens of a prompt whether they are shared or not.
-SAME_AS = {"judge, shared": "judge"}
+SAME_AS = {"shared": "judge"}
 
 
 def measure(command):
@@ -34,13 +35,13 @@ def measure(command):
 
 
 def main():
-    if len(sys.argv) not in (2, 3):
+    flow, python, *asked = sys.argv[1:] if len(sys.argv) > 2 else sys.exit(__doc__)
+    if not WORK.keys() >= set(asked):
         sys.exit(__doc__)
-    flow, python = sys.argv[1], (sys.argv[2:] or [sys.executable])[0]
     peers = {}
     print(f"{'tokens/s':15}{'flow':>9}{'peer':>9}{'ratio':>7}   flow from–to")
-    for name, arguments in WORK.items():
-        found = measure([flow, "bench", *arguments, *MODEL])
+    for name in asked or WORK:
+        found = measure([flow, "bench", *WORK[name], *MODEL])
         own = found.get("tokens_per_second_with_reused_prefix") or found["tokens_per_second"]
         work = SAME_AS.get(name, name)
         if work not in peers:

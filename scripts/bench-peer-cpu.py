@@ -43,7 +43,7 @@ def tokens(rows, length):
 
 def judge():
     peer, ids = model().eval(), tokens(8, 384)
-    return ids.numel(), 5, torch.no_grad()(lambda: peer(input_ids=ids, logits_to_keep=1))
+    return ids.numel(), 3, torch.no_grad()(lambda: peer(input_ids=ids, logits_to_keep=1))
 
 
 def generate():
@@ -70,7 +70,7 @@ def train():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return ids.numel(), 5, step
+    return ids.numel(), 3, step
 
 
 def main():
