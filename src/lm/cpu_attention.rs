@@ -101,8 +101,8 @@ mod tests {
         Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16)
     }
 
-    /// Against libtorch in f32, over more than one block and with keys before the queries: hardly further from it than
-    /// libtorch's fused kernel in bf16.
+    /// Against libtorch in f32, over more than one block and with keys before the queries. Rounded scores about double the
+    /// error of libtorch's fused kernel in bf16; what is wrong is further away.
     #[test]
     fn is_attention() {
         tch::manual_seed(1);
@@ -141,7 +141,7 @@ mod tests {
             let mask = mask.to_kind(Kind::BFloat16);
             let found = attend(&q, &k, &v, (!causal).then_some(&mask), causal);
             let (found, fused) = (error(found), error(fused(Kind::BFloat16)));
-            assert!(found < 2.0 * fused, "{found} and {fused}");
+            assert!(found < 3.0 * fused, "{found} and {fused}");
         }
     }
 
