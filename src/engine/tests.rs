@@ -273,7 +273,7 @@ fn the_plan_says_what_and_why() {
             .replace("head -c 1", "head -c 2"),
     );
     let planned = project.planned();
-    assert!(planned[1].starts_with("left: params.run: "), "{planned:?}");
+    assert!(planned[1].starts_with("left: with.run: "), "{planned:?}");
     assert_eq!(
         (
             planned[0].as_str(),
