@@ -7,6 +7,7 @@
 #   make faults   kills at KILLS (500) random moments and compares with an undisturbed run
 #   make fuzz     a million damaged inputs for each reader (FUZZ_INPUTS)
 #   make check-tracking  the W&B protocol against programs by others, where PyPI can be reached
+#   make check-medquad   a real run tracked, killed, resumed, compared, served and looked at; minutes
 #   make check-exports   exports and server against transformers, PEFT, gguf and the openai client, where PyPI can be reached
 #   make build    set up, build in release, print the binary's path as the last line
 #   make install  put `flow` on the PATH (PREFIX, default ~/.local)
@@ -15,7 +16,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test binaries build install setup lint faults fuzz bench-engine bench-cpu check-tracking check-exports
+.PHONY: run test binaries build install setup lint faults fuzz bench-engine bench-cpu check-tracking check-medquad check-exports
 
 export FLOW_HOME ?= $(HOME)/.cache/flow
 export LIBTORCH_USE_PYTORCH := 1
@@ -67,6 +68,10 @@ bench-cpu: build
 check-tracking: setup
 	cargo build --locked --bin flow
 	python3 tests/wandb_check.py $(CARGO_TARGET_DIR)/debug/flow
+
+check-medquad: setup
+	cargo build --locked --bins
+	python3 tests/medquad_check.py $(CARGO_TARGET_DIR)/debug/flow $(ARGS)
 
 check-exports: setup
 	cargo build --locked --bins

@@ -45,6 +45,37 @@ pub struct SelectionArguments {
     pub force: Vec<String>,
 }
 
+/// Which trained model.
+#[derive(Debug, Args)]
+pub struct TrainedArguments {
+    /// An id, the beginning of one, `latest`, or `latest~1` for the one before
+    #[arg(value_name = "RUN", default_value = "latest")]
+    pub run: String,
+
+    /// The node or stage that trained, where the run has several
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<String>,
+
+    /// Send nothing over the network
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// Which trained model is to speak, and how it computes.
+#[derive(Debug, Args)]
+#[cfg_attr(
+    not(feature = "torch"),
+    expect(dead_code, reason = "read by the language-model runtime")
+)]
+pub struct SpeakerArguments {
+    #[command(flatten)]
+    pub trained: TrainedArguments,
+
+    /// Precision of the arithmetic; auto is bf16 where the processor computes it natively
+    #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
+    pub dtype: String,
+}
+
 impl PipelineArguments {
     pub fn load(&self) -> Result<PipelineSpec, Diagnostics> {
         let request = Request {

@@ -56,7 +56,10 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
         fs_err::write(path, page(&comparison)?)?;
         output.print(&display(path))?;
     } else {
-        output.print(&as_text(&comparison, output))?;
+        output.print_cut(
+            &as_text(&comparison, output),
+            "`--json` and `--html` show it whole",
+        )?;
     }
     for line in &comparison.missing {
         output.warning(line);
@@ -312,7 +315,10 @@ pub fn or_nothing(text: &str, most: usize) -> String {
 
 /// One line of at most so many characters.
 pub fn cut(text: &str, most: usize) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Data may hold what would steer a terminal.
+    let is_space = |letter: char| letter.is_whitespace() || letter.is_control();
+    let words = text.split(is_space).filter(|word| !word.is_empty());
+    let line = words.collect::<Vec<_>>().join(" ");
     if line.chars().count() <= most {
         return line;
     }

@@ -159,7 +159,7 @@ fn rows(
     if arguments.json {
         return output.print_json(&found.into_json());
     }
-    output.print(&found.as_text(output.width))?;
+    output.print_cut(&found.as_text(output.width), "`--json` shows it whole")?;
     if let (None, None, Some(total)) = (
         &arguments.sql,
         arguments.limit,

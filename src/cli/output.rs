@@ -48,6 +48,15 @@ impl Output {
         }
     }
 
+    /// A result for people; where a text in it was cut, `whole` says how to see it uncut.
+    pub fn print_cut(&self, text: &str, whole: &str) -> Result<(), CliError> {
+        self.print(text)?;
+        if text.contains('…') {
+            self.tell(&self.messages.dim(&format!("… is cut; {whole}")));
+        }
+        Ok(())
+    }
+
     /// A result for programs.
     pub fn print_json(&self, value: &Value) -> Result<(), CliError> {
         self.print(&format!("{value:#}"))

@@ -58,7 +58,8 @@ impl Rows {
 fn cell(value: Option<&Value>) -> String {
     let text = match value {
         None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) => text.replace(['\n', '\t', '\r'], " "),
+        // Also what would steer a terminal.
+        Some(Value::String(text)) => text.replace(char::is_control, " "),
         Some(Value::Number(number)) if number.is_f64() => {
             crate::ui::number(number.as_f64().unwrap_or_default())
         }

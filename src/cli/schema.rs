@@ -1,4 +1,4 @@
-//! `flow schema`: JSON Schemas for editors.
+//! `flow schema`: JSON Schemas of what people write, for editors, and of the record of a run, for programs.
 
 use clap::{Args, ValueEnum};
 
@@ -8,10 +8,11 @@ use super::output::Output;
 use crate::config::schema::{self, Interfaces};
 use crate::config::{Problems, Sources, StageFolder, StageSpec};
 use crate::ops::Catalog;
+use crate::runs::head_schema;
 
-/// Print the JSON Schema of pipelines or stages, for editors
+/// Print the JSON Schema of pipelines, stages or run records
 ///
-/// The schema knows the params of every op and of every stage that can be used from the working folder. With the YAML language
+/// That of pipelines knows the params of every op and of every stage that can be used from the working folder. With the YAML language
 /// server, begin a file with `# yaml-language-server: $schema=<file>`.
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -24,6 +25,8 @@ pub struct Arguments {
 enum Subject {
     Pipeline,
     Stage,
+    /// `runs/<id>/run.json`
+    Run,
 }
 
 pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<Exit, CliError> {
@@ -33,6 +36,7 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
         .collect();
     let schema = match arguments.subject {
         Subject::Stage => schema::stage(&uses),
+        Subject::Run => head_schema(),
         Subject::Pipeline => {
             uses.extend(stages(output));
             schema::pipeline(&uses)

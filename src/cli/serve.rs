@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use clap::Args;
 
+use super::arguments::SpeakerArguments;
 use super::error::{CliError, Exit};
 use super::handover;
 use super::output::Output;
@@ -14,13 +15,8 @@ use super::output::Output;
 /// answers under way are written, on a second signal at once.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// An id, the beginning of one, `latest`, or `latest~1` for the one before
-    #[arg(value_name = "RUN", default_value = "latest")]
-    pub run: String,
-
-    /// The node or stage that trained, where the run has several
-    #[arg(long, value_name = "NODE")]
-    pub node: Option<String>,
+    #[command(flatten)]
+    pub speaker: SpeakerArguments,
 
     /// The address to listen on; others than this machine's own need an API key
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
@@ -46,13 +42,13 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = super::bench::positive)]
     pub context: usize,
 
-    /// Precision of the arithmetic; auto is bf16 where the processor computes it natively
-    #[arg(long, value_name = "DTYPE", default_value = "auto", value_parser = ["auto", "f32", "bf16"])]
-    pub dtype: String,
+    /// Connections open at once; more are answered with status 503
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = super::bench::positive)]
+    pub connections: usize,
 
-    /// Send nothing over the network
-    #[arg(long)]
-    pub offline: bool,
+    /// How long a client may take to send a request, or to take a part of an answer, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    pub patience: u64,
 }
 
 /// Serves; only `flow-lm` can.
@@ -87,15 +83,17 @@ pub use server::with_model;
 
 #[cfg(feature = "torch")]
 mod server {
+    use std::time::Duration;
+
     use tokio::net::TcpListener;
     use tokio::signal::unix::{SignalKind, signal};
 
     use super::Arguments;
     use crate::chat::Limits;
-    use crate::chat::http::{About, serve};
+    use crate::chat::http::{About, Bounds, serve};
     use crate::cli::error::{CliError, Exit};
     use crate::cli::output::Output;
-    use crate::cli::speaker::{self, Wanted};
+    use crate::cli::speaker;
 
     /// The [`super::ModelServe`] of `flow-lm`.
     pub fn with_model(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
@@ -119,23 +117,22 @@ mod server {
             queue: arguments.queue,
             context: arguments.context,
         };
-        let wanted = Wanted {
-            run: &arguments.run,
-            node: arguments.node.as_deref(),
-            dtype: &arguments.dtype,
-            offline: arguments.offline,
-        };
-        let (engine, title) = speaker::start(&wanted, limits, output)?;
+        let (engine, title) = speaker::start(&arguments.speaker, limits, output)?;
         output.tell(&title);
         let about = About {
             title,
             created: jiff::Timestamp::now().as_second(),
         };
+        let bounds = Bounds {
+            connections: arguments.connections,
+            patience: Duration::from_secs(arguments.patience),
+        };
         let told = *output;
         runtime.block_on(async {
             let stop = stop(told)?;
             output.print(&format!("http://{}", listener.local_addr()?))?;
-            serve(listener, engine, about, arguments.api_key.clone(), stop).await?;
+            let key = arguments.api_key.clone();
+            serve(listener, engine, about, key, bounds, stop).await;
             Ok::<_, CliError>(())
         })?;
         Ok(Exit::Ok)

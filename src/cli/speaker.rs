@@ -1,5 +1,6 @@
 //! Loads the model that a run has trained, for the commands that let it speak.
 
+use super::arguments::SpeakerArguments;
 use super::error::CliError;
 use super::folders::Folders;
 use super::output::Output;
@@ -8,22 +9,18 @@ use crate::chat::{Engine, Limits};
 use crate::lm::{LanguageModel, LoadOptions};
 use crate::ui::seconds;
 
-/// What the commands say of the model.
-pub struct Wanted<'a> {
-    pub run: &'a str,
-    pub node: Option<&'a str>,
-    pub dtype: &'a str,
-    pub offline: bool,
-}
-
 /// The engine with base and tuned model, and one line that says what it is.
 pub fn start(
-    wanted: &Wanted<'_>,
+    wanted: &SpeakerArguments,
     limits: Limits,
     output: &Output,
 ) -> Result<(Engine, String), CliError> {
-    let trained = Trained::find(&Folders::of_working_folder(), wanted.run, wanted.node)?;
-    let base = trained.base(wanted.offline)?;
+    let trained = Trained::find(
+        &Folders::of_working_folder(),
+        &wanted.trained.run,
+        wanted.trained.node.as_deref(),
+    )?;
+    let base = trained.base(wanted.trained.offline)?;
     let options = LoadOptions {
         dtype: wanted.dtype.parse()?,
         ..LoadOptions::default()

@@ -60,7 +60,8 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     }
     if !arguments.json {
         let texts = traces.iter().map(|trace| as_text(trace, output.style));
-        output.print(&texts.collect::<Vec<_>>().join("\n"))?;
+        let text = texts.collect::<Vec<_>>().join("\n");
+        output.print_cut(&text, "`--json` shows it whole")?;
     } else if let ([only], Some(_)) = (traces.as_slice(), &arguments.id) {
         output.print_json(&json!(only))?;
     } else {

@@ -5,6 +5,7 @@
 
 pub mod chart;
 pub mod compare;
+pub mod prov;
 pub mod report;
 pub mod trace;
 

@@ -2,9 +2,11 @@
 
 use std::io::Read as _;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// The machine of a run; what could not be found out is empty or 0.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Environment {
     /// `Linux 6.8.0 x86_64`.
     pub system: String,

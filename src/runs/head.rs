@@ -1,28 +1,34 @@
-//! `run.json`: what a list of runs shows.
+//! `run.json`: what a list of runs shows. `flow schema run` prints its JSON Schema.
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Environment;
 use crate::config::ModelSpec;
 use crate::engine::RunState;
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// The head of a run's record, `runs/<id>/run.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Head {
+    /// The name of the run's folder; ids sort by the time of the start.
     pub id: String,
     /// The pipeline's name.
     pub pipeline: String,
+    /// The profile that was laid over the pipeline.
     pub profile: Option<String>,
+    /// A run whose process is gone without an end still says `running` here; commands show it as interrupted.
     pub state: RunState,
     /// UTC, RFC 3339.
     pub started: String,
-    /// `None` where the run is still on, or died.
+    /// How long it took; null where the run is still on, or died.
     pub seconds: Option<f64>,
-    /// The pipeline file and the arguments, as typed.
+    /// The pipeline file, as typed.
     pub path: String,
+    /// The arguments of the command, as typed.
     pub arguments: Vec<String>,
     /// The folder of the cache that holds what the nodes gave.
     pub cache: PathBuf,
@@ -31,6 +37,7 @@ pub struct Head {
     /// The models that nodes use, by `node.param`; paths are absolute.
     #[serde(default)]
     pub models: BTreeMap<String, ModelSpec>,
+    /// The pipeline's seed, from which all others come.
     pub seed: u64,
     /// Of flow.
     pub version: String,
@@ -40,8 +47,14 @@ pub struct Head {
     pub metrics: BTreeMap<String, f64>,
     /// What went wrong first.
     pub error: Option<String>,
+    /// The machine.
     #[serde(default)]
     pub environment: Environment,
+}
+
+/// The JSON Schema of `run.json`.
+pub fn head_schema() -> serde_json::Value {
+    schemars::schema_for!(Head).to_value()
 }
 
 impl Head {

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! runs/20261124-001835-3fa2/
-//! ├── run.json        who, when, how it ended
+//! ├── run.json        who, when, how it ended (`flow schema run`)
 //! ├── pipeline.yaml   the pipeline as it was
 //! ├── graph.json      its nodes, how they are linked, and what goes into their fingerprints
 //! ├── events.jsonl    everything that happened but progress; locked while the run lives
@@ -29,7 +29,7 @@ pub use curves::{Curve, Curves, curves};
 pub use environment::Environment;
 pub use find::{FindError, find, list};
 pub use graph::{GraphNode, Origin, RunGraph};
-pub use head::{Head, new_id};
+pub use head::{Head, head_schema, new_id};
 pub use outputs::OutputError;
 pub use recorder::{NewRun, Recorder, log_path};
 pub use run::{NodeOutput, Run};

@@ -28,6 +28,9 @@ pub struct NodeView {
     pub name: String,
     pub op: String,
     pub status: NodeStatus,
+    /// UTC, RFC 3339; `None` where it never did, as a node that was cached.
+    pub started: Option<String>,
+    pub ended: Option<String>,
     pub seconds: f64,
     pub fingerprint: Option<Fingerprint>,
     pub outputs: Vec<OutputView>,
@@ -69,7 +72,7 @@ impl RunView {
 pub fn show(folder: &Path) -> std::io::Result<RunView> {
     let head = Head::read(folder)?;
     let mut nodes = Vec::new();
-    let mut started: Vec<(String, Vec<Reason>)> = Vec::new();
+    let mut started: Vec<(String, String, Vec<Reason>)> = Vec::new();
     let lines = match fs_err::File::open(folder.join("events.jsonl")) {
         Ok(file) => BufReader::new(file),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -86,7 +89,9 @@ pub fn show(folder: &Path) -> std::io::Result<RunView> {
             continue;
         };
         match event.kind {
-            EventKind::NodeStarted { node, reasons, .. } => started.push((node, reasons)),
+            EventKind::NodeStarted { node, reasons, .. } => {
+                started.push((node, event.time, reasons));
+            }
             EventKind::NodeFinished {
                 node,
                 op,
@@ -97,10 +102,12 @@ pub fn show(folder: &Path) -> std::io::Result<RunView> {
                 metrics,
                 error,
             } => {
-                let position = started.iter().position(|(name, _)| *name == node);
-                let reasons = position
-                    .map(|position| started.swap_remove(position).1)
-                    .unwrap_or_default();
+                let position = started.iter().position(|(name, ..)| *name == node);
+                let (began, reasons) = match position.map(|position| started.swap_remove(position))
+                {
+                    Some((_, began, reasons)) => (Some(began), reasons),
+                    None => (None, Vec::new()),
+                };
                 let output = |(name, artifact): (String, Artifact)| OutputView {
                     name,
                     kind: artifact.kind,
@@ -113,6 +120,8 @@ pub fn show(folder: &Path) -> std::io::Result<RunView> {
                     name: node,
                     op,
                     status,
+                    ended: began.is_some().then_some(event.time),
+                    started: began,
                     seconds,
                     fingerprint,
                     outputs,
@@ -124,7 +133,7 @@ pub fn show(folder: &Path) -> std::io::Result<RunView> {
             _ => {}
         }
     }
-    let unfinished = started.into_iter().map(|(name, _)| name).collect();
+    let unfinished = started.into_iter().map(|(name, ..)| name).collect();
     Ok(RunView {
         head,
         nodes,

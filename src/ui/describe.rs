@@ -100,10 +100,19 @@ fn numbers(metrics: &BTreeMap<String, f64>) -> String {
         .join(", ")
 }
 
-/// Whole numbers as such, others with four significant digits.
+/// Whole numbers as such, others with four significant digits; very small ones as `4.561e-7`.
 pub fn number(value: f64) -> String {
     if value.fract() == 0.0 && value.abs() < 1e15 {
         return (value as i64).to_string();
+    }
+    if value.is_finite() && value.abs() < 1e-4 {
+        let text = format!("{value:.3e}");
+        return match text.split_once('e') {
+            Some((digits, power)) => {
+                format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'))
+            }
+            None => text,
+        };
     }
     let digits = (3 - value.abs().log10().floor() as i32).clamp(0, 12) as usize;
     let text = format!("{value:.digits$}");
@@ -127,9 +136,11 @@ mod tests {
                 number(12.0),
                 number(0.00012345),
                 number(31.2567),
-                number(1234.56)
+                number(1234.56),
+                number(4.5606e-7),
+                number(-2e-5),
             ],
-            ["12", "0.0001234", "31.26", "1235"]
+            ["12", "0.0001234", "31.26", "1235", "4.561e-7", "-2e-5"]
         );
     }
 

@@ -2,7 +2,11 @@
 
 mod bad_input;
 mod bench;
+#[cfg(feature = "torch")]
+mod chat;
 mod commands;
+mod compare;
+mod curves;
 mod data;
 #[cfg(feature = "torch")]
 mod exports;
@@ -10,9 +14,13 @@ mod faults;
 mod interruption;
 #[cfg(feature = "torch")]
 mod language_model;
-mod looking_back;
 mod medquad;
+mod pages;
+mod provenance;
+mod queries;
+mod records;
 mod remarks;
+mod report;
 mod secrets;
 #[cfg(feature = "torch")]
 mod serve;
@@ -20,5 +28,6 @@ mod shown;
 mod stages;
 mod staleness;
 mod support;
+mod trace;
 mod tracked_runs;
 mod tracking;

@@ -1,11 +1,11 @@
-//! `flow serve` and `flow chat`: the model that a run has trained, asked over HTTP and in the terminal.
+//! `flow serve`: the model that a run has trained, asked over HTTP.
 
-use std::io::Write as _;
-use std::process::Stdio;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::Project;
 use crate::support::server::{Server, events};
 use crate::support::tuned::tuned;
 
@@ -308,62 +308,75 @@ fn other_machines_need_a_key() {
     assert_eq!(server.get("/health").send().unwrap().status(), 200);
 }
 
-/// Types `lines` into `flow chat`.
-fn typed(project: &Project, arguments: &[&str], lines: &str) -> crate::support::Outcome {
-    let mut child = project
-        .command(
-            &[
-                &["chat", "--dtype", "f32", "--max-new-tokens", "12"],
-                arguments,
-            ]
-            .concat(),
-        )
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
+/// A connection of a client that speaks for itself.
+fn connect(server: &Server) -> TcpStream {
+    let stream = TcpStream::connect(server.address.trim_start_matches("http://")).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(60)))
         .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(lines.as_bytes())
-        .unwrap();
-    project.outcome(child.wait_with_output().unwrap()).success()
+    stream
+}
+
+/// All that comes until the server closes.
+fn rest(mut stream: TcpStream) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 #[test]
-fn a_conversation_in_the_terminal() {
+fn connections_are_bounded() {
     let project = tuned();
-    let cold = ["--temperature", "0"];
-    let both = typed(
-        &project,
-        &cold,
-        "What is case 3?\n/reset\n/base\nWhat is case 3?\n",
-    );
-    let tuned = typed(&project, &cold, "What is case 3?\n").stdout;
-    let base = typed(
-        &project,
-        &["--temperature", "0", "--base"],
-        "What is case 3?\n",
-    )
-    .stdout;
-    assert_eq!(both.stdout, format!("{tuned}{base}"));
+    let server = Server::start(&project, &["--connections", "2"]);
+    // The client of the test keeps none open.
+    let open = [connect(&server), connect(&server)];
+    let mut third = connect(&server);
+    third
+        .write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .unwrap();
+    let answer = rest(third);
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     assert!(
-        both.stderr.contains("no medical advice") && both.stderr.contains("the base model answers"),
-        "{}",
-        both.stderr
+        answer.contains("2 connections are open, as many as may be")
+            && answer.contains("retry-after: 1"),
+        "{answer}"
     );
-    // What was said before counts, until it is forgotten.
-    let again = typed(&project, &cold, "Hello.\nWhat is case 3?\n").stdout;
-    assert!(!again.ends_with(&tuned), "{again}");
-    let system = typed(
-        &project,
-        &cold,
-        "/system\n/system Be kind.\n/nothing\n/quit\nWhat?\n",
+    drop(open);
+    // The server sees soon that they are gone.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while server.get("/health").send().unwrap().status() != 200 {
+        assert!(Instant::now() < deadline, "the places are not free again");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Clients that begin a request and do not end it.
+#[test]
+fn slow_clients_are_left() {
+    let project = tuned();
+    let mut server = Server::start(&project, &["--patience", "1"]);
+    let mut head = connect(&server);
+    head.write_all(b"GET /health HTTP/1.1\r\nHost: local")
+        .unwrap();
+    let mut body = connect(&server);
+    body.write_all(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{",
+    )
+    .unwrap();
+    let silent = connect(&server);
+    // Closed, or told so and closed.
+    rest(silent);
+    rest(head);
+    let answer = rest(body);
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(
+        answer.contains("the request did not arrive within 1 s"),
+        "{answer}"
     );
-    assert_eq!(system.stdout, "");
-    assert!(system.stderr.ends_with(
-        "the system message is: Answer in short.\nthe system message is: Be kind.\nerror: there is no `/nothing`\n  help: `/help` lists what there is\n"
-    ), "{}", system.stderr);
+    // Those that are there when it stops do not keep it.
+    let _silent = connect(&server);
+    let mut half = connect(&server);
+    half.write_all(b"GET /hea").unwrap();
+    server.terminate();
+    assert!(server.wait().success());
 }

@@ -1,5 +1,7 @@
 //! What is answered when a request is not: OpenAI's error object with the fitting status.
 
+use std::time::Duration;
+
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
@@ -131,6 +133,25 @@ impl Failure {
             Refused::Gone => {
                 Self::internal("the model is no longer there; the server must be started again")
             }
+        }
+    }
+
+    /// A request that did not come whole in time.
+    pub fn slow(patience: Duration) -> Self {
+        Self::invalid(
+            StatusCode::REQUEST_TIMEOUT,
+            format!("the request did not arrive within {} s", patience.as_secs()),
+        )
+    }
+
+    pub fn connections(most: usize) -> Self {
+        Self {
+            retry: Some(1),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "service_unavailable",
+                format!("{most} connections are open, as many as may be; try again soon"),
+            )
         }
     }
 

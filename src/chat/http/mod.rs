@@ -2,17 +2,17 @@
 //! chat page at `/`.
 
 mod answer;
+mod connections;
 mod failure;
+mod patient;
 mod request;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequest as _, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Json, Response};
@@ -20,6 +20,7 @@ use axum::routing::{get, post};
 use serde_json::json;
 use tokio::net::TcpListener;
 
+pub use self::connections::Bounds;
 use self::failure::Failure;
 use super::{Engine, Job, Voice};
 
@@ -40,40 +41,33 @@ struct Server {
     engine: Engine,
     about: About,
     api_key: Option<String>,
+    bounds: Bounds,
     /// No new answers are begun.
     draining: AtomicBool,
 }
 
-/// Serves until `stop` is done, then finishes the answers under way.
-///
-/// # Errors
-/// What the listener cannot do.
+/// Serves until `stop` is done, then finishes the answers under way. Requests must carry the `api_key`, where there is one.
 pub async fn serve(
     listener: TcpListener,
     engine: Engine,
     about: About,
     api_key: Option<String>,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
+    bounds: Bounds,
+    stop: impl Future<Output = ()> + Send,
+) {
     let server = Arc::new(Server {
         engine,
         about,
         api_key,
+        bounds,
         draining: AtomicBool::new(false),
     });
     let routes = routes(server.clone());
-    let shutdown = async move {
+    let stop = async move {
         stop.await;
         server.draining.store(true, Ordering::SeqCst);
     };
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(shutdown)
-        .await
-}
-
-/// Whether only this machine can reach the address.
-pub fn is_local(address: &SocketAddr) -> bool {
-    address.ip().is_loopback()
+    connections::serve(listener, routes, bounds, stop).await;
 }
 
 fn routes(server: Arc<Server>) -> Router {
@@ -165,30 +159,26 @@ async fn authorise(State(server): State<Arc<Server>>, request: Request, next: Ne
 
 async fn completions(
     State(server): State<Arc<Server>>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Result<Response, Failure> {
     if server.draining.load(Ordering::SeqCst) {
         return Err(Failure::unavailable());
     }
-    let is_json = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok())
-        .is_some_and(|kind| {
-            kind.split(';')
-                .next()
-                .is_some_and(|kind| kind.trim() == "application/json")
-        });
-    if !is_json {
+    if !is_json(request.headers()) {
         // A page of another site can send other types here without being asked first.
         return Err(Failure::content_type());
     }
-    let body = body.map_err(|error| Failure::body(&error, BODY))?;
+    let body = Bytes::from_request(request, &());
+    let body = connections::in_time(server.bounds.patience, body)
+        .await?
+        .map_err(|error| Failure::body(&error, BODY))?;
     let request = request::parse(&body)?;
-    let prompt = server
-        .engine
-        .prompts
-        .encode(&request.messages)
+    // A long prompt takes a while to encode, and other answers wait to be handed on.
+    let prompts = server.engine.prompts.clone();
+    let encode = tokio::task::spawn_blocking(move || prompts.encode(&request.messages));
+    let prompt = encode
+        .await
+        .map_err(|error| Failure::internal(error.to_string()))?
         .map_err(|error| Failure::bad("messages", error.to_string()))?;
     let (job, answer) = Job::new(request.voice, prompt, request.decoding);
     server.engine.submit(job).map_err(Failure::refused)?;
@@ -199,6 +189,14 @@ async fn completions(
             .await
             .map(IntoResponse::into_response),
     }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
+    kind.and_then(|kind| kind.split(';').next())
+        .is_some_and(|kind| kind.trim() == "application/json")
 }
 
 fn described(server: &Server, voice: Voice) -> serde_json::Value {

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod dataset;
+mod prov;
 mod wandb;
 #[cfg(feature = "torch")]
 mod weights;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use super::arguments::TrainedArguments;
 use super::error::{CliError, Exit};
 use super::folders::Folders;
 use super::handover;
@@ -21,15 +23,10 @@ use super::trained::Trained;
 /// Prints the path of each thing written. The merged model is made from the base as it was before it was rounded for
 /// training; how far its logits are from base and adapter is said on standard error.
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["adapter", "merge", "gguf", "dataset", "wandb"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["adapter", "merge", "gguf", "dataset", "prov", "wandb"])))]
 pub struct Arguments {
-    /// An id, the beginning of one, `latest`, or `latest~1` for the one before
-    #[arg(value_name = "RUN", default_value = "latest")]
-    run: String,
-
-    /// The node or stage that trained, where the run has several
-    #[arg(long, value_name = "NODE")]
-    node: Option<String>,
+    #[command(flatten)]
+    trained: TrainedArguments,
 
     /// Write the adapter as a PEFT folder
     #[arg(long, value_name = "DIR")]
@@ -51,13 +48,13 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     dataset: Option<PathBuf>,
 
+    /// Write where everything in the run came from, as W3C PROV-JSON
+    #[arg(long, value_name = "FILE")]
+    prov: Option<PathBuf>,
+
     /// Write what was tracked into a folder below DIR, for `wandb sync`
     #[arg(long, value_name = "DIR")]
     wandb: Option<PathBuf>,
-
-    /// Send nothing over the network
-    #[arg(long)]
-    offline: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -84,18 +81,26 @@ pub fn run(
         &arguments.merge,
         &arguments.gguf,
         &arguments.dataset,
+        &arguments.prov,
     ];
     new.into_iter()
         .flatten()
         .try_for_each(|path| refuse_existing(path))?;
     let folders = Folders::of_working_folder();
+    if let Some(file) = &arguments.prov {
+        prov::write(&folders, &arguments.trained.run, file, output)?;
+    }
     if let Some(folder) = &arguments.wandb {
-        wandb::write(&folders, &arguments.run, folder, output)?;
+        wandb::write(&folders, &arguments.trained.run, folder, output)?;
     }
     if !of_model && arguments.adapter.is_none() && arguments.dataset.is_none() {
         return Ok(Exit::Ok);
     }
-    let trained = Trained::find(&folders, &arguments.run, arguments.node.as_deref())?;
+    let trained = Trained::find(
+        &folders,
+        &arguments.trained.run,
+        arguments.trained.node.as_deref(),
+    )?;
     if let Some(folder) = &arguments.adapter {
         adapter::write(&trained, folder, output)?;
     }

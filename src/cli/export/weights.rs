@@ -22,7 +22,7 @@ const QUESTIONS: [&str; 3] = [
 ];
 
 pub fn write(arguments: &Arguments, trained: &Trained, output: &Output) -> Result<(), CliError> {
-    let base = trained.base(arguments.offline)?;
+    let base = trained.base(arguments.trained.offline)?;
     let merged = Merged::open(&base, &trained.adapter)?;
     let mut written: Vec<&Path> = Vec::new();
     if let Some(folder) = &arguments.merge {

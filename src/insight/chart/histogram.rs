@@ -33,6 +33,9 @@ pub fn histogram(title: &str, axis: &str, bins: &[Bin]) -> String {
     // Either all bars say their counts, or only the highest.
     let fits = |bin: &Bin| bin.count == most || count(bin.count).len() as f64 * 6.8 <= width;
     let all = bins.iter().all(fits);
+    // A last bin that takes all that is more must say so.
+    let last = bins.len().saturating_sub(1);
+    let open = bins.last().is_some_and(|bin| bin.label.starts_with('≥'));
     for (index, bin) in bins.iter().enumerate() {
         let left = LEFT + index as f64 * width;
         let top = scale.at(bin.count as f64);
@@ -52,7 +55,12 @@ pub fn histogram(title: &str, axis: &str, bins: &[Bin]) -> String {
                 &count(bin.count),
             );
         }
-        if index % names == 0 {
+        let is_named = match (open, last - index) {
+            (true, 0) => true,
+            (true, left) => index % names == 0 && left >= names,
+            (false, _) => index % names == 0,
+        };
+        if is_named {
             // The last may be wider than its bar.
             let room = (WIDTH - middle) * 2.0;
             let (at, anchor) = if bin.label.chars().count() as f64 * 6.5 > room {
@@ -94,5 +102,11 @@ mod tests {
         assert_eq!(many.matches("class=\"value\"").count(), 1);
         assert!(many.contains(">60</text>"));
         assert!(many.matches("class=\"tick\"").count() < 20);
+        let mut open = bins(59);
+        open.push(Bin {
+            label: "≥ 60".to_owned(),
+            count: 1,
+        });
+        assert!(histogram("t", "answers", &open).contains("≥ 60</text>"));
     }
 }

@@ -40,8 +40,8 @@ struct NodeRow {
     op: String,
     state: &'static str,
     time: String,
-    inputs: String,
-    outputs: String,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
     fingerprint: String,
     /// When its result was made, where the cache says.
     made: String,
@@ -168,8 +168,7 @@ fn nodes(run: &Run, cache: Option<&Cache>) -> Vec<NodeRow> {
             let inputs = known.inputs.iter();
             inputs
                 .map(|(port, origin)| format!("{port} ← {}", run.short_name(&origin.to_string())))
-                .collect::<Vec<_>>()
-                .join(", ")
+                .collect()
         });
         let outputs = node.outputs.iter().map(|output| {
             let size = output
@@ -189,7 +188,7 @@ fn nodes(run: &Run, cache: Option<&Cache>) -> Vec<NodeRow> {
                 _ => String::new(),
             },
             inputs: inputs.unwrap_or_default(),
-            outputs: outputs.collect::<Vec<_>>().join(", "),
+            outputs: outputs.collect(),
             fingerprint: node
                 .fingerprint
                 .map(|fingerprint| fingerprint.0.short())

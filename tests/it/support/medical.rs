@@ -115,4 +115,16 @@ impl Project {
                 &own("stages/evaluate/samples.sql"),
             )
     }
+
+    /// [`Project::medical`], run twice, the second time with `settings`.
+    pub fn medical_twice(settings: &[&str]) -> Self {
+        let project = Self::medical();
+        project.run();
+        let mut arguments = vec!["run", "pipelines/p.yaml"];
+        for setting in settings {
+            arguments.extend(["--set", setting]);
+        }
+        project.flow(&arguments).success();
+        project
+    }
 }

@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub mod json_schema;
 mod judge;
 mod medical;
 mod project;
@@ -12,5 +13,5 @@ mod tracking_server;
 pub mod tuned;
 
 pub use judge::judge;
-pub use project::{Outcome, Project};
+pub use project::{Outcome, Project, text_of};
 pub use tracking_server::{Fault, KEY, TrackingServer};

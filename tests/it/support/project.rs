@@ -147,6 +147,21 @@ impl Project {
             .json()
     }
 
+    /// What a query over the results of the latest run gives.
+    pub fn query(&self, sql: &str) -> Vec<Value> {
+        let rows = self
+            .flow(&["data", "latest", "--sql", sql, "--json"])
+            .success()
+            .json();
+        rows.as_array().cloned().unwrap_or_default()
+    }
+
+    /// Holds the database as a run does that commits just now.
+    pub fn hold_cache(&self) -> duckdb::Connection {
+        duckdb::Connection::open(self.path("cache/flow.duckdb"))
+            .expect("nobody has the database open")
+    }
+
     fn without_folder(&self, text: &str) -> String {
         let real = self.folder.path().canonicalize().unwrap_or_default();
         let cut = |text: String, folder: &Path| {
@@ -188,6 +203,11 @@ impl Outcome {
     pub fn results(&self) -> String {
         without_times(&self.stdout)
     }
+}
+
+/// The text of a JSON string; of anything else none.
+pub fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 /// Replaces run ids (`20261124-013906-72b9`) and durations (`12.3 s`), which differ from run to run.
