@@ -22,7 +22,7 @@ from pathlib import Path
 # Width and height of the window in CSS pixels, and device pixels to each.
 SCREENS = {"desktop": (1280, 900, 1), "phone": (390, 844, 2)}
 SCHEMES = ["light", "dark"]
-SECONDS = 300
+SECONDS = 900
 
 
 class Browser:
@@ -82,12 +82,14 @@ class Browser:
                 raise RuntimeError(f"waited {SECONDS} s for {what}")
             time.sleep(0.1)
 
-    def open(self, address: str, width: int, height: int, scale: int, scheme: str) -> None:
+    def look(self, width: int, height: int, scale: int, scheme: str) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=width < 600)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def open(self, address: str) -> None:
         self.events.clear()
         self.call("Page.navigate", url=address)
-        self.wait_until(f"document.readyState === 'complete' && location.href !== 'about:blank'", f"{address}")
+        self.wait_until("document.readyState === 'complete' && location.href !== 'about:blank'", address)
 
     def complaints(self, address: str) -> list[str]:
         """What went wrong on the page, or was asked of anything but the page's own server."""
@@ -138,21 +140,23 @@ def check(browser: Browser, page: str, question: str | None, pictures: Path | No
     found = []
     if is_file and "default-src 'none'" not in path.read_text().replace("&#39;", "'").replace("&#x27;", "'"):
         found.append(f"{page} has no policy against requests")
+    width, height, scale = SCREENS["desktop"]
+    browser.look(width, height, scale, SCHEMES[0])
+    browser.open(address)
+    try:
+        if question and not is_file:
+            ask(browser, question)
+    except RuntimeError as error:
+        found.append(f"{page}: {error}")
     for scheme in SCHEMES:
         for screen, (width, height, scale) in SCREENS.items():
-            place = f"{page} ({scheme}, {screen})"
-            browser.open(address, width, height, scale, scheme)
-            try:
-                if question and not is_file:
-                    ask(browser, question)
-            except RuntimeError as error:
-                found.append(f"{place}: {error}")
+            browser.look(width, height, scale, scheme)
             wide = browser.value("document.documentElement.scrollWidth")
             if wide > width:
-                found.append(f"{place} is {wide} wide in a window of {width}")
-            found += [f"{place}: {complaint}" for complaint in browser.complaints(address)]
+                found.append(f"{page} ({scheme}, {screen}) is {wide} wide in a window of {width}")
             if pictures:
                 browser.picture(pictures / f"{name}-{scheme}-{screen}.png", whole=is_file)
+    found += [f"{page}: {complaint}" for complaint in browser.complaints(address)]
     return found
 
 

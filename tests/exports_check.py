@@ -1,4 +1,5 @@
-"""Exports and server against programs by others: transformers, PEFT, the gguf package, pyarrow and the `openai` client.
+"""Exports and server against programs by others: transformers, PEFT, the gguf package, `datasets`, `prov`, `jsonschema` and
+the `openai` client.
 
     python3 tests/exports_check.py target/debug/flow [VENV]
 
@@ -6,13 +7,14 @@ Trains a small adapter on SmolLM2 and compares what others make of the exports w
 environment under FLOW_HOME (or uses VENV); where the package index cannot be reached it says so and ends with code 0.
 """
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-PACKAGES = ["transformers==5.17.0", "peft==0.21.2", "gguf==0.19.0", "pyarrow", "openai"]
+PACKAGES = ["transformers==5.17.0", "peft==0.21.2", "gguf==0.19.0", "datasets", "jsonschema", "openai", "prov"]
 HOME = Path(os.environ.get("FLOW_HOME") or Path.home() / ".cache/flow")
 BASE = HOME / "models/smollm2-135m-instruct.gguf"
 SYSTEM = "You answer in one short sentence."
@@ -67,10 +69,33 @@ def check(what: str, holds: bool, found: object = "") -> None:
         sys.exit(1)
 
 
+def records(project: Path) -> None:
+    """The data set, the provenance and the head of the run, by the packages that define how they are read."""
+    import datasets
+    import jsonschema
+    import prov.model
+
+    loaded = datasets.load_dataset(str(project / "data"), cache_dir=str(project / "datasets"))
+    sizes = {name: (split.num_rows, split.column_names) for name, split in loaded.items()}
+    rows = (12, ["id", "question", "answer"])
+    check("the data set loads with its splits:", sizes == {"train": rows, "validation": rows}, sizes)
+
+    document = prov.model.ProvDocument.deserialize(project / "prov.json", format="json")
+    kinds = [prov.model.ProvEntity, prov.model.ProvActivity, prov.model.ProvDerivation, prov.model.ProvGeneration, prov.model.ProvUsage]
+    counts = {kind.__name__: len(list(document.get_records(kind))) for kind in kinds}
+    check("the provenance loads:", all(counts.values()), counts)
+
+    schema = json.loads((project / "run.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for head in project.glob("runs/*/run.json"):
+        jsonschema.validate(json.loads(head.read_text()), schema)
+        check("the head of the run is as its schema says", True)
+
+
 def compare(project: Path, address: str) -> None:
     """Runs with the packages."""
+    records(project)
     import openai
-    import pyarrow.parquet
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -105,9 +130,6 @@ def compare(project: Path, address: str) -> None:
         apart = (logits(model) - reference).abs().mean().item()
         check(f"{name}: logits of transformers differ from base and adapter by", apart < 0.2 * effect, f"{apart:.4f} on average")
 
-    table = pyarrow.parquet.read_table(project / "data/data/train-00000-of-00001.parquet")
-    check("the data set has its rows", table.num_rows == 12, table.num_rows)
-
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
     check("models", [model.id for model in client.models.list()] == ["base", "tuned"])
     cold = dict(messages=messages[1:], temperature=0, max_tokens=TOKENS, extra_body={"repetition_penalty": 1, "no_repeat_ngram_size": 0})
@@ -137,8 +159,9 @@ def main() -> None:
         (project / "rows.csv").write_text(ROWS)
         run = lambda *arguments: subprocess.run([flow, *arguments], cwd=project, check=True)
         run("run", "pipelines/p.yaml")
-        run("export", "--adapter", "adapter", "--merge", "merged", "--gguf", "f16.gguf", "--dataset", "data")
+        run("export", "--adapter", "adapter", "--merge", "merged", "--gguf", "f16.gguf", "--dataset", "data", "--prov", "prov.json")
         run("export", "--gguf", "q8_0.gguf", "--gguf-format", "q8_0")
+        (project / "run.schema.json").write_bytes(subprocess.check_output([flow, "schema", "run"]))
         serve = [flow, "serve", "--port", "0", "--dtype", "f32"]
         with subprocess.Popen(serve, cwd=project, stdout=subprocess.PIPE, text=True) as server:
             try:

@@ -84,7 +84,7 @@ impl Document {
         };
         let mut activity = json!({
             "prov:label": head.id, "prov:type": name("flow:Run"), "prov:startTime": head.started,
-            "flow:state": state, "flow:seed": head.seed, "flow:arguments": head.arguments,
+            "flow:state": state, "flow:seed": head.seed, "flow:command": format!("flow {}", head.arguments.join(" ")),
         });
         let started = head.started.parse::<Timestamp>().ok();
         let length = head
@@ -145,7 +145,18 @@ impl Document {
         if let Some(manifest) = &manifest {
             attributes["flow:opVersion"] = json!(manifest.op_version);
             attributes["flow:seed"] = json!(manifest.seed);
-            attributes["flow:params"] = json!(json!(manifest.params).to_string());
+            let params: Map<String, Value> = manifest
+                .params
+                .iter()
+                .map(|(name, text)| {
+                    (
+                        name.clone(),
+                        serde_json::from_str(text).unwrap_or(json!(text)),
+                    )
+                })
+                .collect();
+            // A value of PROV is no object, and a list would be a set.
+            attributes["flow:params"] = json!(Value::Object(params).to_string());
         }
         if let Some(error) = &node.error {
             attributes["flow:error"] = json!(error);

@@ -109,7 +109,10 @@ pub fn number(value: f64) -> String {
         let text = format!("{value:.3e}");
         return match text.split_once('e') {
             Some((digits, power)) => {
-                format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'))
+                format!(
+                    "{}e{power}",
+                    digits.trim_end_matches('0').trim_end_matches('.')
+                )
             }
             None => text,
         };

@@ -76,7 +76,9 @@ fn progress_text(progress: &Progress, elapsed: Duration, done: u64) -> String {
     let mut text = format!("{}{total} {}", count(progress.done), progress.unit);
     let rate = done as f64 / elapsed.as_secs_f64().max(1e-9);
     if done > 0 && elapsed > Duration::from_millis(100) {
-        text.push_str(&format!(", {rate:.1}/s"));
+        // Two digits that say something: steps of a training take long.
+        let digits = (1 - rate.log10().floor() as i32).clamp(1, 6) as usize;
+        text.push_str(&format!(", {rate:.digits$}/s"));
         if progress.total > progress.done {
             text.push_str(&format!(
                 ", {} left",
@@ -132,6 +134,10 @@ mod tests {
         assert_eq!(
             progress_text(&unknown, Duration::from_secs(1), 2000),
             "2,000 rows, 2000.0/s"
+        );
+        assert_eq!(
+            progress_text(&progress, Duration::from_secs(1000), 45),
+            "120/500 steps, 0.045/s, 2 h 20 m left, loss 1.93"
         );
     }
 
