@@ -135,7 +135,7 @@ fn as_text(comparison: &Comparison, output: &Output) -> String {
             .filter(|node| node.same_result == Some(true))
             .count();
         text.push_str(&format!(
-            "{} below them read something else, {same} of which gave the same all the same\n\n",
+            "{} below them read something else; {same} gave the same all the same\n\n",
             plural(followers().count() as u64, "node")
         ));
     }

@@ -12,6 +12,9 @@ use crate::insight::prov;
 
 pub fn write(folders: &Folders, run: &str, file: &Path, output: &Output) -> Result<(), CliError> {
     let run = record::read(folders, run)?;
+    if let Some(folder) = file.parent() {
+        fs_err::create_dir_all(folder)?;
+    }
     atomic::write(file, format!("{:#}\n", prov::document(&run)).as_bytes())?;
     output.print(&display(file))
 }
