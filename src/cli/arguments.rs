@@ -63,10 +63,6 @@ pub struct TrainedArguments {
 
 /// Which trained model is to speak, and how it computes.
 #[derive(Debug, Args)]
-#[cfg_attr(
-    not(feature = "torch"),
-    expect(dead_code, reason = "read by the language-model runtime")
-)]
 pub struct SpeakerArguments {
     #[command(flatten)]
     pub trained: TrainedArguments,
