@@ -11,8 +11,14 @@ use std::time::Instant;
 use super::{Job, Piece, Prompts, Traffic, Voice};
 use crate::lm::{
     AdapterSwitch, Advance, ChatTemplate, Decoder, Finish, LanguageModel, LmError, ModelConfig,
-    NewStream, Streams, TextStream, check_template, load_adapter, read_adapter,
+    NewStream, SampleOptions, Streams, TextStream, check_template, load_adapter, read_adapter,
 };
+
+/// Before the first question: tokens of a prompt like those that come, tokens written after it, enough for steps to be
+/// recorded, and those that room is made for.
+const WARM_UP_PROMPT: usize = 48;
+const WARM_UP_TOKENS: usize = 16;
+const WARM_UP_ROOM: usize = 960;
 
 /// What the engine takes.
 #[derive(Clone, Copy, Debug)]
@@ -71,11 +77,11 @@ impl Engine {
         let saved = read_adapter(adapter)?;
         let template = ChatTemplate::of_model(model.template.as_ref())?;
         check_template(adapter, &saved, template.source())?;
-        let switch =
+        let mut switch =
             AdapterSwitch::new(&load_adapter(adapter, &model.decoder)?, &mut model.decoder)?;
         let LanguageModel {
             config,
-            decoder,
+            mut decoder,
             tokenizer,
             template,
         } = model;
@@ -94,14 +100,21 @@ impl Engine {
         let traffic = Arc::new(Traffic::new().map_err(|error| LmError::Prompt(error.to_string()))?);
         let waiting = Arc::new(AtomicUsize::new(0));
         let (sender, inbox) = channel();
+        let slots = limits.slots.max(1);
+        let stop_ids = prompts.tokenizer.stop_ids();
+        let streams = Voice::ALL.map(|voice| {
+            switch.set(&mut decoder, voice == Voice::Tuned);
+            Streams::new(&decoder, &config, stop_ids, slots)
+        });
         let worker = Worker {
-            streams: Voice::ALL.map(|_| streams(&config, &prompts)),
+            streams,
             config,
             decoder,
             switch,
             prompts: prompts.clone(),
             traffic: traffic.clone(),
-            slots: limits.slots.max(1),
+            slots,
+            context: limits.context,
             count: waiting.clone(),
             queue: VecDeque::new(),
             running: HashMap::new(),
@@ -171,10 +184,6 @@ impl Drop for Engine {
     }
 }
 
-fn streams(config: &ModelConfig, prompts: &Prompts) -> Streams {
-    Streams::new(config, prompts.tokenizer.stop_ids())
-}
-
 struct Worker {
     config: ModelConfig,
     decoder: Decoder,
@@ -184,6 +193,8 @@ struct Worker {
     prompts: Arc<Prompts>,
     traffic: Arc<Traffic>,
     slots: usize,
+    /// The most tokens of prompt and answer together.
+    context: usize,
     /// Jobs that wait, in the channel or here.
     count: Arc<AtomicUsize>,
     queue: VecDeque<Waiting>,
@@ -193,6 +204,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, inbox: &Receiver<Waiting>) {
+        self.warm_up();
         loop {
             if self.running.is_empty() && self.queue.is_empty() {
                 match inbox.recv() {
@@ -211,6 +223,50 @@ impl Worker {
             }
             self.traffic.running.set(self.running.len() as i64);
         }
+    }
+
+    /// Lets both voices of a GPU write a few tokens that nobody reads: kernels are compiled and steps recorded before the
+    /// first question comes.
+    fn warm_up(&mut self) {
+        if self.decoder.placement().is_cpu() || self.context < WARM_UP_PROMPT + WARM_UP_ROOM {
+            return;
+        }
+        for voice in Voice::ALL {
+            let streams = &mut self.streams[index(voice)];
+            self.switch.set(&mut self.decoder, voice == Voice::Tuned);
+            let stream = NewStream {
+                id: 0,
+                prompt: vec![0; WARM_UP_PROMPT],
+                max_new_tokens: WARM_UP_ROOM,
+                sample: SampleOptions {
+                    min_new_tokens: WARM_UP_TOKENS,
+                    ..SampleOptions::default()
+                },
+            };
+            let mut result = streams
+                .join(&self.decoder, vec![stream])
+                .map(|advances| advances.len());
+            while let Ok(tokens) = result
+                && tokens < WARM_UP_TOKENS
+                && !streams.is_empty()
+            {
+                let more = streams.step(&self.decoder);
+                result = more.map(|advances| tokens + advances.len());
+            }
+            let result = result.and_then(|_| streams.leave(&self.decoder, 0));
+            if let Err(error) = result {
+                tracing::warn!("the {} model cannot warm up: {error}", voice.name());
+                self.start_again(index(voice));
+            }
+        }
+    }
+
+    /// Streams whose memory is in order, after an error.
+    fn start_again(&mut self, index: usize) {
+        self.switch
+            .set(&mut self.decoder, Voice::ALL[index] == Voice::Tuned);
+        let stop_ids = self.prompts.tokenizer.stop_ids();
+        self.streams[index] = Streams::new(&self.decoder, &self.config, stop_ids, self.slots);
     }
 
     /// Ends the jobs whose reader has gone.
@@ -298,44 +354,57 @@ impl Worker {
         }
         match self.streams[index].step(&self.decoder) {
             Ok(advances) => self.hand_over(advances),
-            Err(error) => {
-                let all: Vec<u64> = self
-                    .running
-                    .iter()
-                    .filter(|(_, running)| self::index(running.job.job.voice) == index)
-                    .map(|(id, _)| *id)
-                    .collect();
-                all.into_iter().for_each(|id| self.fail(id, &error));
-                self.streams[index] = streams(&self.config, &self.prompts);
-            }
+            Err(error) => self.break_off(index, &error),
         }
+    }
+
+    /// Fails all answers of a voice.
+    fn break_off(&mut self, index: usize, error: &LmError) {
+        self.start_again(index);
+        let all: Vec<u64> = self
+            .running
+            .iter()
+            .filter(|(_, running)| self::index(running.job.job.voice) == index)
+            .map(|(id, _)| *id)
+            .collect();
+        all.into_iter().for_each(|id| self.fail(id, error));
     }
 
     fn hand_over(&mut self, advances: Vec<Advance>) {
-        for advance in advances {
-            if let Err(error) = self.hand_one(advance) {
-                self.fail(advance.id, &error);
+        for of_one in advances.chunk_by(|one, next| one.id == next.id) {
+            if let Err(error) = self.hand_one(of_one) {
+                self.fail(of_one[0].id, &error);
             }
         }
     }
 
-    fn hand_one(&mut self, advance: Advance) -> Result<(), LmError> {
-        let Some(running) = self.running.get_mut(&advance.id) else {
+    /// What one answer has got: some tokens, one piece of text.
+    fn hand_one(&mut self, advances: &[Advance]) -> Result<(), LmError> {
+        let id = advances[0].id;
+        let Some(running) = self.running.get_mut(&id) else {
             return Ok(());
         };
+        let tokenizer = &self.prompts.tokenizer;
         let mut text = String::new();
-        if let Some(token) = advance.token {
-            running.tokens += 1;
-            self.traffic.token(running.job.job.voice);
-            text = running.text.push(&self.prompts.tokenizer, token)?;
+        let mut finish = None;
+        for advance in advances {
+            if advance.failed {
+                return Err(LmError::NotANumber);
+            }
+            if let Some(token) = advance.token {
+                running.tokens += 1;
+                self.traffic.token(running.job.job.voice);
+                text.push_str(&running.text.push(tokenizer, token)?);
+            }
+            if advance.finish.is_some() {
+                text.push_str(&running.text.finish(tokenizer)?);
+                finish = advance.finish;
+            }
+            if running.text.stopped() {
+                finish = Some(Finish::Stop);
+                break;
+            }
         }
-        if advance.finish.is_some() {
-            text.push_str(&running.text.finish(&self.prompts.tokenizer)?);
-        }
-        let finish = match running.text.stopped() {
-            true => Some(Finish::Stop),
-            false => advance.finish,
-        };
         if !text.is_empty() {
             // A reader that has gone is seen before the next step.
             let _ = running.job.job.pieces.send(Piece::Text(text));
@@ -346,7 +415,7 @@ impl Worker {
                 Finish::Stop => "stop",
                 Finish::Length => "length",
             };
-            self.end(advance.id, how, Some(Piece::Done { finish, tokens }));
+            self.end(id, how, Some(Piece::Done { finish, tokens }));
         }
         Ok(())
     }
@@ -360,10 +429,13 @@ impl Worker {
             return;
         };
         let voice = running.job.job.voice;
-        self.streams[index(voice)].leave(id);
+        let left = self.streams[index(voice)].leave(&self.decoder, id);
         self.traffic.ended(voice, how, running.job.since.elapsed());
         if let Some(last) = last {
             let _ = running.job.job.pieces.send(last);
+        }
+        if let Err(error) = left {
+            self.break_off(index(voice), &error);
         }
     }
 }

@@ -9,15 +9,6 @@ use super::{LmError, Placement, cpu_attention, cuda};
 /// `q`: [T, heads, D]; `k`, `v`: [T, kv_heads, D]; `cu_seqlens`: the B + 1 sequence boundaries, from 0 to T.
 /// Returns [T, heads · D].
 pub fn causal_varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64]) -> Tensor {
-    varlen(q, k, v, cu_seqlens, true)
-}
-
-/// Like [`causal_varlen`], every token seeing its whole sequence.
-pub(super) fn full_varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64]) -> Tensor {
-    varlen(q, k, v, cu_seqlens, false)
-}
-
-fn varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64], causal: bool) -> Tensor {
     let [total, heads, dim] = q.size()[..] else {
         unreachable!("q has three dimensions")
     };
@@ -26,7 +17,7 @@ fn varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64], causal: bool) 
         .filter(|bounds| bounds[1] > bounds[0])
         .map(|bounds| {
             let own = |x: &Tensor| x.narrow(0, bounds[0], bounds[1] - bounds[0]);
-            sequence(&own(q), &own(k), &own(v), None, causal)
+            sequence(&own(q), &own(k), &own(v), None, true)
         })
         .collect();
     match &outputs[..] {
@@ -94,11 +85,29 @@ impl Varlen {
         keys: &[i64],
         placement: Placement,
     ) -> Result<Self, LmError> {
+        Self::with_plans(queries, keys, placement, true)
+    }
+
+    /// For a few sequences of any length, whose length will not come again soon.
+    ///
+    /// # Errors
+    /// As [`Varlen::new`].
+    pub(super) fn once(lengths: &[i64], placement: Placement) -> Result<Self, LmError> {
+        Self::with_plans(lengths, lengths, placement, false)
+    }
+
+    /// `plans`: whether it pays to make plans for sequences that all have one length.
+    fn with_plans(
+        queries: &[i64],
+        keys: &[i64],
+        placement: Placement,
+        plans: bool,
+    ) -> Result<Self, LmError> {
         let device = placement.device;
         let kernel = if !placement.flash() {
             VarlenKernel::None
         } else if queries == keys {
-            VarlenKernel::Own(cuda::Sequences::new(&boundaries(queries), device, false)?)
+            VarlenKernel::Own(cuda::Sequences::new(&boundaries(queries), device, !plans)?)
         } else {
             let ends = |lengths: &[i64]| -> Result<Tensor, LmError> {
                 let ends = Tensor::from_slice(&boundaries(lengths));
@@ -147,6 +156,94 @@ impl Varlen {
             output
         });
         Tensor::cat(&outputs.collect::<Vec<_>>(), 0)
+    }
+}
+
+/// Attention over packed sequences in which every token sees its whole sequence. Without gradient.
+pub(super) enum Bidirectional {
+    /// i32 [B + 1]: the boundaries; the longest sequence.
+    Flash(Tensor, i64),
+    /// Neighbours of one length are computed together, without padding: how many, and their length.
+    Groups(Vec<(i64, i64)>),
+}
+
+impl Bidirectional {
+    /// `cu_seqlens`: the B + 1 sequence boundaries, from 0 to T; `dim`: that of a head.
+    ///
+    /// # Errors
+    /// [`LmError::Torch`] from the copy to the device.
+    pub(super) fn new(cu_seqlens: &[i64], dim: i64, placement: Placement) -> Result<Self, LmError> {
+        let lengths = cu_seqlens.windows(2).map(|bounds| bounds[1] - bounds[0]);
+        if placement.flash() && dim % 8 == 0 && dim <= 256 {
+            let boundaries = Tensor::from_slice(cu_seqlens)
+                .f_to_kind(Kind::Int)?
+                .f_to_device(placement.device)?;
+            return Ok(Self::Flash(boundaries, lengths.max().unwrap_or(0)));
+        }
+        let mut groups: Vec<(i64, i64)> = Vec::new();
+        for length in lengths.filter(|length| *length > 0) {
+            match groups.last_mut() {
+                Some((count, of)) if *of == length => *count += 1,
+                _ => groups.push((1, length)),
+            }
+        }
+        Ok(Self::Groups(groups))
+    }
+
+    /// `q`, `k`, `v`: [T, heads, D]. Returns [T, heads · D].
+    ///
+    /// # Errors
+    /// What libtorch refuses, out of memory included.
+    pub(super) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, LmError> {
+        let [tokens, heads, dim] = q.size()[..] else {
+            unreachable!("q has three dimensions")
+        };
+        let groups = match self {
+            Self::Flash(boundaries, longest) => {
+                let ends = [boundaries, boundaries];
+                let attention = cuda::flash_attention([q, k, v], ends, [*longest; 2], false)?;
+                return Ok(attention.output.f_view([tokens, heads * dim])?);
+            }
+            Self::Groups(groups) => groups,
+        };
+        let mut first = 0;
+        let mut outputs = Vec::with_capacity(groups.len());
+        for &(count, length) in groups {
+            if cpu_attention::pays(
+                &q.f_narrow(0, first, length)?,
+                &k.f_narrow(0, first, length)?,
+            ) {
+                for start in (first..first + count * length).step_by(length as usize) {
+                    let own = |x: &Tensor| x.narrow(0, start, length);
+                    let output = sequence(&own(q), &own(k), &own(v), None, false);
+                    outputs.push(output.f_reshape([length, heads * dim])?);
+                }
+                first += count * length;
+                continue;
+            }
+            // [count · length, heads, D] → [count, heads, length, D], a view.
+            let own = |x: &Tensor| -> Result<Tensor, LmError> {
+                Ok(x.f_narrow(0, first, count * length)?
+                    .f_unflatten(0, [count, length])?
+                    .f_transpose(1, 2)?)
+            };
+            let output = Tensor::f_scaled_dot_product_attention::<Tensor>(
+                &own(q)?,
+                &own(k)?,
+                &own(v)?,
+                None,
+                0.0,
+                false,
+                None,
+                false,
+            )?;
+            outputs.push(output.f_transpose(1, 2)?.f_reshape([-1, heads * dim])?);
+            first += count * length;
+        }
+        Ok(match &outputs[..] {
+            [output] => output.shallow_clone(),
+            outputs => Tensor::f_cat(outputs, 0)?,
+        })
     }
 }
 

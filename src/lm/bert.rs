@@ -1,18 +1,16 @@
-//! Sentence embeddings from a BERT encoder such as all-MiniLM-L6-v2 (references: `modeling_bert` of transformers,
-//! Reimers & Gurevych 2019, arXiv:1908.10084): mean pooling over tokens, then L2 normalisation.
+//! A BERT encoder such as all-MiniLM-L6-v2 (reference: `modeling_bert` of transformers).
 
 use std::path::Path;
 
 use serde::Deserialize;
-use tch::{Kind, Tensor};
-use tokenizers::TruncationParams;
+use tch::Tensor;
 
+use super::attention::Bidirectional;
 use super::tokenizer::optional_json;
-use super::{LmError, LoadOptions, Placement, Weights, attention, guard};
+use super::{Batch, LmError, Placement, Weights};
 
-/// A sentence encoder with its tokenizer.
-pub struct Embedder {
-    tokenizer: tokenizers::Tokenizer,
+/// The weights of an encoder.
+pub(super) struct Encoder {
     words: Tensor,
     positions: Tensor,
     /// The embedding of token type 0, the only one in use.
@@ -47,13 +45,12 @@ struct EncoderLayer {
     heads: i64,
 }
 
-impl Embedder {
-    /// Loads a folder with `config.json`, `model.safetensors` and `tokenizer.json`.
+impl Encoder {
+    /// Loads a folder with `config.json` and `model.safetensors`.
     ///
     /// # Errors
     /// One [`LmError`] that names the file and the cause.
-    pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self, LmError> {
-        let placement = Placement::resolve(options.device, options.dtype)?;
+    pub(super) fn load(folder: &Path, placement: Placement) -> Result<Self, LmError> {
         let config = BertConfig::load(folder)?;
         let weights = Weights::open(folder)?;
         let hidden = config.hidden_size;
@@ -66,7 +63,6 @@ impl Embedder {
         };
         let eps = config.layer_norm_eps;
         Ok(Self {
-            tokenizer: load_tokenizer(folder, config.max_position_embeddings)?,
             words: table("word_embeddings", config.vocab_size)?,
             positions: table("position_embeddings", config.max_position_embeddings)?,
             token_type: table("token_type_embeddings", config.type_vocab_size)?.f_get(0)?,
@@ -78,65 +74,33 @@ impl Embedder {
         })
     }
 
-    /// The unit vector of each text, in order. Texts longer than the encoder reads are cut at its limit.
+    pub(super) fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    /// The most tokens of a text.
+    pub(super) fn positions(&self) -> i64 {
+        self.positions.size()[0]
+    }
+
+    /// The last hidden states of packed texts, [T, hidden].
     ///
     /// # Errors
-    /// [`LmError::Tokenizer`], or [`LmError::Torch`].
-    pub fn embed<S: AsRef<str>>(&self, texts: &[S]) -> Result<Vec<Vec<f32>>, LmError> {
-        const TOKENS_AT_ONCE: usize = 4096;
-        let mut vectors = Vec::with_capacity(texts.len());
-        let mut pending: Vec<Vec<i64>> = Vec::new();
-        let mut tokens = 0;
-        for text in texts {
-            let ids = self.encode(text.as_ref())?;
-            if !pending.is_empty() && tokens + ids.len() > TOKENS_AT_ONCE {
-                vectors.append(&mut self.embed_batch(&pending)?);
-                pending.clear();
-                tokens = 0;
-            }
-            tokens += ids.len();
-            pending.push(ids);
-        }
-        if !pending.is_empty() {
-            vectors.append(&mut self.embed_batch(&pending)?);
-        }
-        Ok(vectors)
-    }
-
-    fn encode(&self, text: &str) -> Result<Vec<i64>, LmError> {
-        let encoding = self.tokenizer.encode_fast(text, true).map_err(|error| {
-            LmError::Prompt(format!("the encoder's tokenizer refuses it: {error}"))
-        })?;
-        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
-    }
-
-    fn embed_batch(&self, sequences: &[Vec<i64>]) -> Result<Vec<Vec<f32>>, LmError> {
-        guard(|| {
-            let vectors = tch::no_grad(|| self.forward(sequences));
-            Ok(Vec::try_from(vectors.to_device(tch::Device::Cpu))?)
-        })
-    }
-
-    /// f32 [B, hidden], each row of length 1.
-    fn forward(&self, sequences: &[Vec<i64>]) -> Tensor {
-        let device = self.placement.device;
-        let batch = super::Batch::pack(sequences, device);
-        let embedded = Tensor::embedding(&self.words, &batch.ids, -1, false, false)
-            + Tensor::embedding(&self.positions, &batch.positions, -1, false, false)
-            + &self.token_type;
-        let mut x = self.norm.forward(&embedded);
+    /// [`LmError::Torch`], out of memory included.
+    pub(super) fn forward(&self, batch: &Batch) -> Result<Tensor, LmError> {
+        let lookup =
+            |table: &Tensor, index: &Tensor| Tensor::f_embedding(table, index, -1, false, false);
+        let embedded = (lookup(&self.words, &batch.ids)?
+            + lookup(&self.positions, &batch.positions)?)
+        .f_add_(&self.token_type)?;
+        let mut x = self.norm.forward(&embedded)?;
+        let heads = self.layers.first().map_or(1, |layer| layer.heads);
+        let head_dim = x.size()[1] / heads;
+        let attention = Bidirectional::new(&batch.cu_seqlens, head_dim, self.placement)?;
         for layer in &self.layers {
-            x = layer.forward(&x, &batch.cu_seqlens);
+            x = layer.forward(&x, &attention)?;
         }
-        let lengths: Vec<i64> = batch.cu_seqlens.windows(2).map(|b| b[1] - b[0]).collect();
-        let lengths = Tensor::from_slice(&lengths).to_device(device);
-        let rows = Tensor::arange(sequences.len() as i64, (Kind::Int64, device));
-        let row_of = rows.repeat_interleave_self_tensor(&lengths, 0, x.size()[0]);
-        let sums = Tensor::zeros([sequences.len() as i64, x.size()[1]], (Kind::Float, device))
-            .index_add_(0, &row_of, &x.to_kind(Kind::Float));
-        // The length scales out in the norm, so sums do for means.
-        let norm = sums.square().sum_dim_intlist(1, true, Kind::Float).sqrt();
-        sums / norm.clamp_min(1e-12)
+        Ok(x)
     }
 }
 
@@ -177,33 +141,6 @@ impl BertConfig {
     }
 }
 
-/// The tokenizer, set to cut texts at the length the encoder was trained for.
-fn load_tokenizer(folder: &Path, positions: i64) -> Result<tokenizers::Tokenizer, LmError> {
-    let path = folder.join("tokenizer.json");
-    if !path.exists() {
-        return Err(LmError::missing(folder, "tokenizer.json"));
-    }
-    let refused = |error: tokenizers::Error| LmError::Tokenizer {
-        path: path.clone(),
-        reason: error.to_string(),
-    };
-    let bytes = std::fs::read(&path).map_err(|error| LmError::read(&path, error))?;
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(refused)?;
-    let trained = &optional_json(&folder.join("sentence_bert_config.json"))?["max_seq_length"];
-    let max_length = trained
-        .as_i64()
-        .map_or(positions, |length| length.clamp(2, positions));
-    let truncation = TruncationParams {
-        max_length: max_length as usize,
-        ..TruncationParams::default()
-    };
-    tokenizer.with_padding(None);
-    tokenizer
-        .with_truncation(Some(truncation))
-        .map_err(refused)?;
-    Ok(tokenizer)
-}
-
 impl EncoderLayer {
     fn load(
         config: &BertConfig,
@@ -239,25 +176,25 @@ impl EncoderLayer {
     }
 
     /// [T, hidden] → [T, hidden].
-    fn forward(&self, x: &Tensor, cu_seqlens: &[i64]) -> Tensor {
+    fn forward(&self, x: &Tensor, attention: &Bidirectional) -> Result<Tensor, LmError> {
         let [tokens, hidden] = x.size()[..] else {
             unreachable!("x has two dimensions")
         };
         let qkv = self
             .qkv
-            .forward(x)
-            .view([tokens, 3, self.heads, hidden / self.heads]);
-        let attended = attention::full_varlen(
-            &qkv.select(1, 0),
-            &qkv.select(1, 1),
-            &qkv.select(1, 2),
-            cu_seqlens,
-        );
+            .forward(x)?
+            .f_view([tokens, 3, self.heads, hidden / self.heads])?;
+        let attended = attention.attend(
+            &qkv.f_select(1, 0)?,
+            &qkv.f_select(1, 1)?,
+            &qkv.f_select(1, 2)?,
+        )?;
         let x = self
             .output_norm
-            .forward(&(x + self.output.forward(&attended)));
-        let inner = self.up.forward(&x).gelu("none");
-        self.down_norm.forward(&(&x + self.down.forward(&inner)))
+            .forward(&self.output.forward(&attended)?.f_add_(x)?)?;
+        let inner = self.up.forward(&x)?.f_gelu_("none")?;
+        self.down_norm
+            .forward(&self.down.forward(&inner)?.f_add_(&x)?)
     }
 }
 
@@ -289,8 +226,8 @@ impl Affine {
         }
     }
 
-    fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, Some(&self.bias))
+    fn forward(&self, x: &Tensor) -> Result<Tensor, LmError> {
+        Ok(x.f_linear(&self.weight, Some(&self.bias))?)
     }
 }
 
@@ -316,13 +253,13 @@ impl LayerNorm {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm(
+    fn forward(&self, x: &Tensor) -> Result<Tensor, LmError> {
+        Ok(x.f_layer_norm(
             self.weight.size(),
             Some(&self.weight),
             Some(&self.bias),
             self.eps,
             false,
-        )
+        )?)
     }
 }

@@ -1,21 +1,20 @@
-//! Completions token by token for prompts that come and go at any time, all continued together: one step gives each its
-//! next token (continuous batching, as in Orca, Yu et al. 2022). Each has its own way of choosing tokens.
+//! Completions token by token for prompts that come and go at any time, all continued together (continuous batching, as
+//! in Orca, Yu et al. 2022). Each has its own way of choosing tokens.
 
-use tch::{Kind, Tensor};
+use super::cuda::{SlotStreams, takes_slots};
+use super::generate::refusal;
+use super::streams_plain::PlainStreams;
+use super::{Decoder, Finish, LmError, ModelConfig, SampleOptions};
 
-use super::generate::{prefill, refusal};
-use super::kv::KvCache;
-use super::sample::{History, row_seed};
-use super::{Decoder, Finish, LmError, ModelConfig, SampleOptions, guard};
-
-/// Streams of one model.
+/// Streams of one model: on a GPU in bf16 by recorded steps, elsewhere with plain operations.
 pub struct Streams {
     config: ModelConfig,
-    stop_ids: Vec<i64>,
-    /// Places of the cache; one that is empty serves the next stream.
-    rows: Vec<Option<Stream>>,
-    /// None while there is no stream.
-    cache: Option<KvCache>,
+    kind: Kind,
+}
+
+enum Kind {
+    Plain(Box<PlainStreams>),
+    Slots(Box<SlotStreams>),
 }
 
 /// A prompt to continue.
@@ -27,16 +26,6 @@ pub struct NewStream {
     pub sample: SampleOptions,
 }
 
-struct Stream {
-    id: u64,
-    /// Prompt and new tokens.
-    ids: Vec<i64>,
-    prompt_length: usize,
-    max_new_tokens: usize,
-    sample: SampleOptions,
-    seed: [u8; 32],
-}
-
 /// What a step gave a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advance {
@@ -45,25 +34,32 @@ pub struct Advance {
     pub token: Option<i64>,
     /// Set with the last one of a stream, which is gone then.
     pub finish: Option<Finish>,
+    /// The model gave no numbers to choose by; the stream is gone.
+    pub failed: bool,
 }
 
 impl Streams {
-    pub fn new(config: &ModelConfig, stop_ids: &[i64]) -> Self {
+    /// At most `slots` streams at a time, of `decoder` with the adapter that is in it now.
+    pub fn new(decoder: &Decoder, config: &ModelConfig, stop_ids: &[i64], slots: usize) -> Self {
         Self {
             config: config.clone(),
-            stop_ids: stop_ids.to_vec(),
-            rows: Vec::new(),
-            cache: None,
+            kind: match takes_slots(decoder) {
+                true => Kind::Slots(Box::new(SlotStreams::new(config, stop_ids, slots))),
+                false => Kind::Plain(Box::new(PlainStreams::new(config, stop_ids))),
+            },
         }
     }
 
     /// Streams under way.
     pub fn len(&self) -> usize {
-        self.rows.iter().flatten().count()
+        match &self.kind {
+            Kind::Plain(streams) => streams.len(),
+            Kind::Slots(streams) => streams.len(),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.rows.iter().all(Option::is_none)
+        self.len() == 0
     }
 
     /// Why a prompt cannot be continued by `max_new_tokens`.
@@ -74,7 +70,8 @@ impl Streams {
             .or((tokens > limit).then_some(LmError::Context { tokens, limit }))
     }
 
-    /// Computes the prompts of new streams, none of which is refused, and gives each its first token.
+    /// Computes the prompts of new streams, none of which is refused, and gives each its first token; others may get
+    /// tokens too.
     ///
     /// # Errors
     /// [`LmError::Torch`], out of memory included; the new streams are not there then.
@@ -86,219 +83,33 @@ impl Streams {
         if new.is_empty() {
             return Ok(Vec::new());
         }
-        let free = (0..self.rows.len()).filter(|&row| self.rows[row].is_none());
-        let places: Vec<usize> = free.chain(self.rows.len()..).take(new.len()).collect();
-        let rows = self
-            .rows
-            .len()
-            .max(places.iter().max().map_or(0, |place| place + 1));
-        let longest = new
-            .iter()
-            .map(|stream| stream.prompt.len() as i64 + 1)
-            .max()
-            .unwrap_or(1);
-        let placement = decoder.placement();
-        let result = guard(|| {
-            tch::no_grad(|| {
-                let cache = self
-                    .cache
-                    .get_or_insert_with(|| KvCache::new(&self.config, placement, rows, longest));
-                cache.resize(rows, longest.max(cache.capacity()))?;
-                let prompts: Vec<(usize, &[i64])> = places
-                    .iter()
-                    .zip(&new)
-                    .map(|(&place, stream)| (place, &stream.prompt[..]))
-                    .collect();
-                prefill(decoder, &prompts, cache)
-            })
-        });
-        let hidden = match result {
-            Ok(hidden) => hidden,
-            Err(error) => {
-                self.tidy();
-                return Err(error);
-            }
-        };
-        self.rows.resize_with(rows, || None);
-        for (&place, stream) in places.iter().zip(new) {
-            self.rows[place] = Some(Stream {
-                seed: row_seed(stream.sample.seed, &stream.prompt),
-                id: stream.id,
-                prompt_length: stream.prompt.len(),
-                ids: stream.prompt,
-                max_new_tokens: stream.max_new_tokens,
-                sample: stream.sample,
-            });
+        match &mut self.kind {
+            Kind::Plain(streams) => streams.join(decoder, new),
+            Kind::Slots(streams) => streams.join(decoder, new),
         }
-        let advances = self.choose(decoder, &hidden, &places)?;
-        self.tidy();
-        Ok(advances)
     }
 
-    /// Gives every stream its next token.
+    /// Gives every stream its next tokens: one, or on a GPU some, which are those of the call before. What a stream gets
+    /// stands together, in order.
     ///
     /// # Errors
     /// [`LmError::Torch`], out of memory included: no stream can be continued then.
     pub fn step(&mut self, decoder: &Decoder) -> Result<Vec<Advance>, LmError> {
-        let Some(cache) = &mut self.cache else {
-            return Ok(Vec::new());
-        };
-        let growing: Vec<bool> = self.rows.iter().map(Option::is_some).collect();
-        // A place without a stream is computed with the others and not looked at.
-        let last: Vec<i64> = self
-            .rows
-            .iter()
-            .map(|row| {
-                row.as_ref()
-                    .and_then(|row| row.ids.last().copied())
-                    .unwrap_or(0)
-            })
-            .collect();
-        let device = decoder.placement().device;
-        let hidden = guard(|| {
-            tch::no_grad(|| {
-                let needed = cache.longest() + 1;
-                if needed > cache.capacity() {
-                    // Doubling keeps the copying small beside the computing.
-                    let capacity = (2 * cache.capacity()).min(self.config.context).max(needed);
-                    cache.resize(growing.len(), capacity)?;
-                }
-                let step = cache.step(&growing);
-                let ids = Tensor::from_slice(&last).f_to_device(device)?;
-                let all = Tensor::f_arange(last.len() as i64, (Kind::Int64, device))?;
-                decoder.infer(&ids, &step.positions, &all, |layer, q, k, v| {
-                    Ok(cache.attend(layer, &step, q, k, v))
-                })
-            })
-        })?;
-        let places: Vec<usize> = (0..self.rows.len()).collect();
-        let advances = self.choose(decoder, &hidden, &places)?;
-        self.tidy();
-        Ok(advances)
+        match &mut self.kind {
+            Kind::Plain(streams) => streams.step(decoder),
+            Kind::Slots(streams) => streams.step(decoder),
+        }
     }
 
     /// Ends a stream before its time.
-    pub fn leave(&mut self, id: u64) {
-        for (place, row) in self.rows.iter_mut().enumerate() {
-            if row.as_ref().is_some_and(|stream| stream.id == id) {
-                *row = None;
-                if let Some(cache) = &mut self.cache {
-                    cache.clear(place);
-                }
-            }
+    ///
+    /// # Errors
+    /// [`LmError::Torch`]: no stream can be continued then.
+    pub fn leave(&mut self, decoder: &Decoder, id: u64) -> Result<(), LmError> {
+        match &mut self.kind {
+            Kind::Plain(streams) => streams.leave(id),
+            Kind::Slots(streams) => return streams.leave(decoder, id),
         }
-        self.tidy();
-    }
-
-    /// The next tokens of the streams at `places`, whose hidden states are the rows of `hidden`.
-    fn choose(
-        &mut self,
-        decoder: &Decoder,
-        hidden: &Tensor,
-        places: &[usize],
-    ) -> Result<Vec<Advance>, LmError> {
-        let mut waiting: Vec<(i64, usize)> = (0..)
-            .zip(places.iter().copied())
-            .filter(|(_, place)| self.rows[*place].is_some())
-            .collect();
-        let logits = guard(|| tch::no_grad(|| Ok(decoder.logits(hidden))))?;
-        let mut advances = Vec::with_capacity(waiting.len());
-        // Those that choose in the same way choose together.
-        while let Some(sample) = waiting
-            .first()
-            .and_then(|(_, place)| self.rows[*place].as_ref())
-            .map(|stream| alike(&stream.sample))
-        {
-            let (group, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(_, place)| {
-                self.rows[*place]
-                    .as_ref()
-                    .is_some_and(|stream| alike(&stream.sample) == sample)
-            });
-            waiting = rest;
-            let index: Vec<i64> = group.iter().map(|(row, _)| *row).collect();
-            let histories: Vec<History<'_>> = group
-                .iter()
-                .filter_map(|(_, place)| self.rows[*place].as_ref())
-                .map(Stream::history)
-                .collect();
-            let tokens = guard(|| {
-                tch::no_grad(|| {
-                    let own = logits.f_index_select(
-                        0,
-                        &Tensor::from_slice(&index).f_to_device(logits.device())?,
-                    )?;
-                    Ok(Vec::<i64>::try_from(sample.next_tokens(
-                        &own,
-                        &histories,
-                        &self.stop_ids,
-                    ))?)
-                })
-            })?;
-            for ((_, place), token) in group.into_iter().zip(tokens) {
-                advances.extend(self.advance(place, token));
-            }
-        }
-        Ok(advances)
-    }
-
-    fn advance(&mut self, place: usize, token: i64) -> Option<Advance> {
-        let stream = self.rows[place].as_mut()?;
-        let id = stream.id;
-        let stopped = self.stop_ids.contains(&token);
-        if !stopped {
-            stream.ids.push(token);
-        }
-        let full = stream.ids.len() - stream.prompt_length >= stream.max_new_tokens;
-        let finish = match (stopped, full) {
-            (true, _) => Some(Finish::Stop),
-            (false, true) => Some(Finish::Length),
-            (false, false) => None,
-        };
-        if finish.is_some() {
-            self.rows[place] = None;
-            if let Some(cache) = &mut self.cache {
-                cache.clear(place);
-            }
-        }
-        Some(Advance {
-            id,
-            token: (!stopped).then_some(token),
-            finish,
-        })
-    }
-
-    /// Gives memory back: all of it without streams, and places when half of them are empty, for copying the cache each
-    /// time would cost more.
-    fn tidy(&mut self) {
-        let busy: Vec<usize> = (0..self.rows.len())
-            .filter(|&row| self.rows[row].is_some())
-            .collect();
-        if busy.is_empty() {
-            self.cache = None;
-            self.rows.clear();
-        } else if busy.len() * 2 <= self.rows.len()
-            && let Some(cache) = &mut self.cache
-        {
-            cache.compact(&busy);
-            self.rows.retain(Option::is_some);
-        }
-    }
-}
-
-impl Stream {
-    fn history(&self) -> History<'_> {
-        History {
-            ids: &self.ids,
-            new_tokens: self.ids.len() - self.prompt_length,
-            seed: self.seed,
-        }
-    }
-}
-
-/// The options without the seed, which each stream has in its history.
-fn alike(sample: &SampleOptions) -> SampleOptions {
-    SampleOptions {
-        seed: 0,
-        ..sample.clone()
+        Ok(())
     }
 }

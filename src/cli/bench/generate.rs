@@ -58,23 +58,18 @@ pub use measured::run;
 
 #[cfg(feature = "torch")]
 mod measured {
-    use serde_json::json;
-
     use super::Arguments;
     use crate::cli::bench::model;
-    use crate::cli::bench::spread::{json_of, spread};
+    use crate::cli::bench::sheet::Sheet;
+    use crate::cli::bench::spread::spread;
     use crate::cli::error::{CliError, Exit};
     use crate::cli::output::Output;
-    use crate::lm::cuda::gpu_name;
     use crate::lm::{GenerateBench, SampleOptions, bench_generate};
-    use crate::ui::{bytes, seconds, table};
+    use crate::ui::seconds;
 
     pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
         let (config, mut decoder) = model::load(&arguments.model)?;
-        let name = gpu_name(decoder.placement().device);
-        if name.is_none() {
-            output.warning("there is no GPU: this measures the CPU");
-        }
+        let mut sheet = Sheet::new(decoder.placement().device, output);
         decoder.quantize(arguments.quant.quantization(), false)?;
         let bench = GenerateBench {
             rows: arguments.rows.unwrap_or(arguments.batch),
@@ -89,64 +84,40 @@ mod measured {
         };
         let measured = bench_generate(&config, &decoder, &bench)?;
         let times = spread(measured.seconds.clone());
-        let rates = spread(
-            measured
-                .seconds
-                .iter()
-                .map(|seconds| measured.tokens as f64 / seconds)
-                .collect(),
-        );
+        let rate = |seconds: &f64| measured.tokens as f64 / seconds;
+        let rates = spread(measured.seconds.iter().map(rate).collect());
         let prefill = measured.prefill_seconds.unwrap_or(0.0);
         // All rows at once: each step but the first, which the prompts give, is one of decoding.
         let step = (bench.rows == bench.batch && bench.new_tokens > 1)
             .then(|| (times[0] - prefill) / (bench.new_tokens - 1) as f64);
-        if arguments.json {
-            output.print_json(&json!({
-                "gpu": name,
-                "model": arguments.model,
-                "batch": arguments.batch,
-                "rows": bench.rows,
-                "prompt": arguments.prompt,
-                "new_tokens": arguments.new_tokens,
-                "quant": arguments.quant.name(),
-                "temperature": arguments.temperature,
-                "runs": arguments.runs,
-                "tokens_per_second": json_of(rates),
-                "run_seconds": json_of(times),
-                "prefill_seconds": prefill,
-                "step_seconds": step,
-                "peak_allocated_bytes": measured.memory.map(|memory| memory.allocated),
-                "peak_reserved_bytes": measured.memory.map(|memory| memory.reserved),
-            }))?;
-            return Ok(Exit::Ok);
+        for (name, number) in [
+            ("batch", arguments.batch),
+            ("rows", bench.rows),
+            ("prompt", arguments.prompt),
+            ("new_tokens", arguments.new_tokens),
+            ("runs", arguments.runs),
+        ] {
+            sheet.json(name, number);
         }
-        let mut rows = vec![
-            [
-                "device".to_owned(),
-                name.unwrap_or_else(|| "CPU".to_owned()),
-            ],
-            [
-                "new tokens/s".to_owned(),
-                format!(
-                    "{:.0} ({:.0} to {:.0} over {} runs), prompts counted in",
-                    rates[0], rates[1], rates[2], arguments.runs
-                ),
-            ],
-            ["run".to_owned(), seconds(times[0])],
-            ["prompts and first tokens".to_owned(), seconds(prefill)],
-        ];
+        sheet.json("model", arguments.model.as_str());
+        sheet.json("quant", arguments.quant.name());
+        sheet.json("temperature", arguments.temperature);
+        let counted = ", prompts counted in";
+        sheet.rate(
+            "new tokens/s",
+            "tokens_per_second",
+            rates,
+            bench.runs,
+            counted,
+        );
+        sheet.cost(times, measured.memory);
+        sheet.json("prefill_seconds", prefill);
+        sheet.row("prompts and first tokens", seconds(prefill));
+        sheet.json("step_seconds", step);
         if let Some(step) = step {
-            rows.push(["step".to_owned(), format!("{:.2} ms", step * 1e3)]);
+            sheet.row("step", format!("{:.2} ms", step * 1e3));
         }
-        if let Some(memory) = measured.memory {
-            rows.push([
-                "peak memory".to_owned(),
-                format!("{} in tensors", bytes(memory.allocated)),
-            ]);
-        }
-        let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
-        output.print(&table(&["measured", ""], &rows, None))?;
-        Ok(Exit::Ok)
+        sheet.print(arguments.json, output)
     }
 }
 

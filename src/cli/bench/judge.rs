@@ -56,6 +56,7 @@ mod measured {
 
     use super::Arguments;
     use crate::cli::bench::model;
+    use crate::cli::bench::sheet::Sheet;
     use crate::cli::bench::spread::{json_of, spread};
     use crate::cli::error::{CliError, Exit};
     use crate::cli::output::Output;
@@ -63,17 +64,13 @@ mod measured {
     use crate::lm::{
         JudgeBench, LanguageModel, LoadOptions, Message, Question, bench_judge, judge_agreement,
     };
-    use crate::ui::{bytes, seconds, table};
 
     pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
         if let Some(prompts) = &arguments.agree {
             return agree(arguments, prompts, output);
         }
         let (config, mut decoder) = model::load(&arguments.model)?;
-        let name = gpu_name(decoder.placement().device);
-        if name.is_none() {
-            output.warning("there is no GPU: this measures the CPU");
-        }
+        let mut sheet = Sheet::new(decoder.placement().device, output);
         decoder.quantize(arguments.quant.quantization(), false)?;
         let bench = JudgeBench {
             rows: arguments.batch,
@@ -88,55 +85,34 @@ mod measured {
         let rates = rate(measured.tokens as f64);
         let reused = (bench.rows * bench.prefix) as f64;
         let with_reused = rate(measured.tokens as f64 + reused);
-        if arguments.json {
-            output.print_json(&json!({
-                "gpu": name,
-                "model": arguments.model,
-                "batch": arguments.batch,
-                "prompt": arguments.prompt,
-                "prefix": arguments.prefix,
-                "quant": arguments.quant.name(),
-                "runs": arguments.runs,
-                "tokens_per_second": json_of(rates),
-                "tokens_per_second_with_reused_prefix": json_of(with_reused),
-                "prompts_per_second": arguments.batch as f64 / times[0],
-                "run_seconds": json_of(times),
-                "peak_allocated_bytes": measured.memory.map(|memory| memory.allocated),
-                "peak_reserved_bytes": measured.memory.map(|memory| memory.reserved),
-            }))?;
-            return Ok(Exit::Ok);
+        let prompts = arguments.batch as f64 / times[0];
+        for (name, number) in [
+            ("batch", arguments.batch),
+            ("prompt", arguments.prompt),
+            ("prefix", arguments.prefix),
+            ("runs", arguments.runs),
+        ] {
+            sheet.json(name, number);
         }
-        let mut rows = vec![
-            [
-                "device".to_owned(),
-                name.unwrap_or_else(|| "CPU".to_owned()),
-            ],
-            [
-                "computed tokens/s".to_owned(),
-                format!(
-                    "{:.0} ({:.0} to {:.0} over {} runs)",
-                    rates[0], rates[1], rates[2], arguments.runs
-                ),
-            ],
-            [
-                "prompts/s".to_owned(),
-                format!("{:.1}", arguments.batch as f64 / times[0]),
-            ],
-            ["run".to_owned(), seconds(times[0])],
-        ];
+        sheet.json("model", arguments.model.as_str());
+        sheet.json("quant", arguments.quant.name());
+        sheet.rate(
+            "computed tokens/s",
+            "tokens_per_second",
+            rates,
+            bench.runs,
+            "",
+        );
+        let field = "tokens_per_second_with_reused_prefix";
+        sheet.json(field, json_of(with_reused));
         if bench.prefix > 0 {
             let text = format!("{:.0}", with_reused[0]);
-            rows.push(["tokens/s, the shared prefix counted in".to_owned(), text]);
+            sheet.row("tokens/s, the shared prefix counted in", text);
         }
-        if let Some(memory) = measured.memory {
-            rows.push([
-                "peak memory".to_owned(),
-                format!("{} in tensors", bytes(memory.allocated)),
-            ]);
-        }
-        let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
-        output.print(&table(&["measured", ""], &rows, None))?;
-        Ok(Exit::Ok)
+        sheet.json("prompts_per_second", prompts);
+        sheet.row("prompts/s", format!("{prompts:.1}"));
+        sheet.cost(times, measured.memory);
+        sheet.print(arguments.json, output)
     }
 
     /// A line of the file of prompts.

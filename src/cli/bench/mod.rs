@@ -1,6 +1,7 @@
 //! `flow bench`: how fast this machine is, and what fits its memory.
 
 mod data;
+mod embed;
 mod generate;
 mod judge;
 #[cfg(feature = "torch")]
@@ -8,6 +9,8 @@ mod model;
 mod quant;
 #[cfg(feature = "torch")]
 mod repeated;
+#[cfg(feature = "torch")]
+mod sheet;
 #[cfg(feature = "torch")]
 mod spread;
 mod train;
@@ -20,7 +23,7 @@ use super::output::Output;
 use crate::ops::Catalog;
 pub use generate::positive;
 
-/// Measure this machine: training steps, judge and generation of a model, the data stages
+/// Measure this machine: training steps, judge and generation of a model, sentence embeddings, the data stages
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -39,6 +42,7 @@ pub enum ModelCommand {
     Train(train::Arguments),
     Judge(judge::Arguments),
     Generate(generate::Arguments),
+    Embed(embed::Arguments),
 }
 
 /// Runs the benchmarks that need a language model; only `flow-lm` has it.
@@ -64,5 +68,6 @@ pub fn with_model(command: &ModelCommand, output: &Output) -> Result<Exit, CliEr
         ModelCommand::Train(arguments) => train::run(arguments, output),
         ModelCommand::Judge(arguments) => judge::run(arguments, output),
         ModelCommand::Generate(arguments) => generate::run(arguments, output),
+        ModelCommand::Embed(arguments) => embed::run(arguments, output),
     }
 }

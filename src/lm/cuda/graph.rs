@@ -1,14 +1,15 @@
 //! A stream of our own on which libtorch works too, and recorded work that is replayed with one launch.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::ptr;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use cudarc::driver::{result, sys};
 use tch::Device;
 
 use super::context;
+use super::module::current_stream;
 use crate::lm::LmError;
 
 const NAME: &str = "stream";
@@ -18,10 +19,15 @@ type DeleteGuard = unsafe extern "C" fn(*mut c_void) -> i32;
 
 /// While this lives, libtorch launches on a stream that can be recorded, which its default stream cannot.
 ///
-/// The stream waits for the default one and the other way round, so work before and after needs no synchronisation. It
-/// lives as long as the process: libtorch's allocator keeps memory by stream.
+/// It begins after what was launched on the stream used before, and what is launched there afterwards waits for it. Each
+/// thread has a stream of its own, which is not coupled with the default one otherwise: other threads may launch and
+/// allocate while this one records. A stream lives as long as the process, because libtorch's allocator keeps memory by
+/// stream; those of threads that have ended serve others.
 pub struct OwnStream {
     stream: sys::CUstream,
+    /// The stream used before.
+    outer: sys::CUstream,
+    event: sys::CUevent,
     guard: *mut c_void,
 }
 
@@ -33,7 +39,52 @@ struct Shared(sys::CUstream);
 )]
 unsafe impl Send for Shared {}
 
-static STREAMS: LazyLock<Mutex<HashMap<usize, Shared>>> = LazyLock::new(Mutex::default);
+/// Streams by device that no thread uses.
+static FREE: Mutex<Vec<(usize, Shared)>> = Mutex::new(Vec::new());
+
+/// The streams of a thread, by device.
+#[derive(Default)]
+struct OfThread(Vec<(usize, Shared)>);
+
+impl Drop for OfThread {
+    fn drop(&mut self) {
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        free.append(&mut self.0);
+    }
+}
+
+thread_local! {
+    static STREAMS: RefCell<OfThread> = RefCell::default();
+}
+
+fn failed(error: result::DriverError) -> LmError {
+    LmError::kernel(NAME, error)
+}
+
+/// The stream of this thread on a device.
+fn of_thread(index: usize) -> Result<sys::CUstream, LmError> {
+    STREAMS.with_borrow_mut(|OfThread(streams)| {
+        if let Some((_, stream)) = streams.iter().find(|(of, _)| *of == index) {
+            return Ok(stream.0);
+        }
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = match free.iter().position(|(of, _)| *of == index) {
+            Some(at) => free.swap_remove(at).1,
+            None => {
+                let mut stream = ptr::null_mut();
+                let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+                #[expect(unsafe_code, reason = "the driver is a C library")]
+                unsafe { sys::cuStreamCreate(&mut stream, flags) }
+                    .result()
+                    .map_err(failed)?;
+                Shared(stream)
+            }
+        };
+        let handle = stream.0;
+        streams.push((index, stream));
+        Ok(handle)
+    })
+}
 
 impl OwnStream {
     /// # Errors
@@ -43,23 +94,18 @@ impl OwnStream {
             return Err(LmError::kernel(NAME, "the device is no GPU"));
         };
         context::enter(index)?;
-        let mut streams = STREAMS.lock().unwrap_or_else(PoisonError::into_inner);
-        let stream = match streams.get(&index) {
-            Some(stream) => stream.0,
-            None => {
-                let mut stream = ptr::null_mut();
-                #[expect(unsafe_code, reason = "the driver is a C library")]
-                unsafe { sys::cuStreamCreate(&mut stream, 0) }
-                    .result()
-                    .map_err(|error| LmError::kernel(NAME, error))?;
-                streams.insert(index, Shared(stream));
-                stream
-            }
-        };
+        let stream = of_thread(index)?;
         let create = symbol(c"aoti_torch_create_cuda_stream_guard")
             .ok_or_else(|| LmError::kernel(NAME, "libtorch cannot switch streams"))?;
         let mut guard = ptr::null_mut();
         let index = i32::try_from(index).unwrap_or(i32::MAX);
+        let outer = current_stream(index);
+        let mut event = ptr::null_mut();
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        #[expect(unsafe_code, reason = "the driver is a C library")]
+        unsafe { sys::cuEventCreate(&mut event, flags) }
+            .result()
+            .map_err(failed)?;
         #[expect(
             unsafe_code,
             reason = "a function of libtorch's C interface, by its signature there"
@@ -68,9 +114,27 @@ impl OwnStream {
             let create: CreateGuard = std::mem::transmute(create);
             create(stream.cast(), index, &mut guard)
         };
-        match code {
-            0 => Ok(Self { stream, guard }),
-            _ => Err(LmError::kernel(NAME, "libtorch does not take the stream")),
+        if code != 0 {
+            return Err(LmError::kernel(NAME, "libtorch does not take the stream"));
+        }
+        let own = Self {
+            stream,
+            outer,
+            event,
+            guard,
+        };
+        own.order(outer, stream)?;
+        Ok(own)
+    }
+
+    /// What is launched on `second` from now on waits for what has been launched on `first`.
+    fn order(&self, first: sys::CUstream, second: sys::CUstream) -> Result<(), LmError> {
+        #[expect(unsafe_code, reason = "all handles live")]
+        unsafe {
+            sys::cuEventRecord(self.event, first)
+                .result()
+                .and_then(|()| sys::cuStreamWaitEvent(second, self.event, 0).result())
+                .map_err(failed)
         }
     }
 
@@ -114,6 +178,13 @@ impl OwnStream {
 
 impl Drop for OwnStream {
     fn drop(&mut self) {
+        // Whatever the driver could refuse here it reports at the next launch.
+        let _ = self.order(self.stream, self.outer);
+        #[expect(
+            unsafe_code,
+            reason = "the event is ours; the driver keeps it as long as it is waited for"
+        )]
+        let _ = unsafe { sys::cuEventDestroy_v2(self.event) };
         let Some(delete) = symbol(c"aoti_torch_delete_cuda_stream_guard") else {
             return;
         };
@@ -132,6 +203,12 @@ impl Drop for OwnStream {
 pub struct Graph {
     executable: sys::CUgraphExec,
 }
+
+#[expect(
+    unsafe_code,
+    reason = "handles of the driver may be used by any thread"
+)]
+unsafe impl Send for Graph {}
 
 impl Drop for Graph {
     fn drop(&mut self) {

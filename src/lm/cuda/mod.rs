@@ -34,7 +34,9 @@ mod rope;
 mod rotate;
 mod rounded;
 mod sampler;
+mod slot_decoder;
 mod slots;
+mod streams;
 mod swiglu;
 
 #[cfg(test)]
@@ -63,4 +65,6 @@ pub use norm::Norm;
 pub use profile::{Part, PartTimes, Profile};
 pub use rope::{HeadRotation, Heads};
 pub use rounded::{GateUp, RoundedWeight, Rounding};
+pub(super) use slot_decoder::takes as takes_slots;
+pub(super) use streams::SlotStreams;
 pub use swiglu::Swiglu;

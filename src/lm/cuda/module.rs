@@ -301,7 +301,7 @@ impl Kernel {
 
 /// The stream on which libtorch launches on a device.
 #[expect(unsafe_code, reason = "a function of libtorch's C interface")]
-fn current_stream(device: i32) -> sys::CUstream {
+pub(super) fn current_stream(device: i32) -> sys::CUstream {
     type CurrentStream = unsafe extern "C" fn(i32, *mut *mut c_void) -> i32;
     static CALL: LazyLock<Option<CurrentStream>> = LazyLock::new(|| unsafe {
         let symbol = libc::dlsym(

@@ -4,13 +4,45 @@ use tch::{Device, Kind, Tensor};
 
 use super::compiler::{Source, source};
 use super::module::{Kernel, Module, bf16_rows};
-use super::slots::Slots;
+use super::slots::{RING, Slots};
 use crate::lm::{LmError, SampleOptions};
 
 pub(super) const SOURCE: Source = source!("sample.cu");
 
 /// Blocks that share a row of logits in the greedy choice.
 const PARTS: i64 = 8;
+
+/// What the rows may ask for; kernels that none needs are not launched.
+#[derive(Clone, Copy, Debug)]
+pub struct Choices {
+    /// Rows that take the best token, and rows that draw one.
+    pub best: bool,
+    pub drawn: bool,
+    /// Rows with a repetition penalty, and rows that may not take some tokens.
+    pub seen: bool,
+    pub banned: bool,
+}
+
+impl Choices {
+    /// Whatever a row asks for.
+    pub const ALL: Self = Self {
+        best: true,
+        drawn: true,
+        seen: true,
+        banned: true,
+    };
+
+    /// What these options ask for.
+    pub fn of(options: &SampleOptions) -> Self {
+        let drawn = options.temperature > 0.0;
+        Self {
+            best: !drawn,
+            drawn,
+            seen: options.repetition_penalty != 1.0,
+            banned: options.no_repeat_ngram > 0 || options.min_new_tokens > 0,
+        }
+    }
+}
 
 pub struct Sampler {
     embed_newest: Kernel,
@@ -19,7 +51,7 @@ pub struct Sampler {
     best_of_part: Kernel,
     draw: Kernel,
     advance: Kernel,
-    options: SampleOptions,
+    choices: Choices,
     /// i32, at least one so that it has an address.
     stops: Tensor,
     stop_count: i64,
@@ -33,7 +65,7 @@ impl Sampler {
     /// # Errors
     /// [`LmError::Kernel`]; out of memory.
     pub fn new(
-        options: &SampleOptions,
+        choices: Choices,
         stop_ids: &[i64],
         rows: i64,
         device: Device,
@@ -50,21 +82,13 @@ impl Sampler {
             best_of_part: module.kernel("best_of_part")?,
             draw: module.kernel("draw")?,
             advance: module.kernel("advance")?,
-            options: options.clone(),
+            choices,
             stops: Tensor::from_slice(stops)
                 .f_to_kind(Kind::Int)?
                 .f_to_device(device)?,
             stop_count: stop_ids.len() as i64,
             best: Tensor::f_empty([rows, PARTS, 2], (Kind::Int, device))?,
         })
-    }
-
-    /// Which bit sets the options need: tokens seen, tokens banned.
-    pub fn sets(options: &SampleOptions) -> [bool; 2] {
-        [
-            options.repetition_penalty != 1.0,
-            options.no_repeat_ngram > 0 || options.min_new_tokens > 0,
-        ]
     }
 
     /// The embeddings of the newest tokens of the slots `rows` (i32 [rows]) into `x` [rows, hidden], and their positions
@@ -129,14 +153,12 @@ impl Sampler {
     pub fn choose(&self, slots: &Slots, rows: &Tensor, logits: &Tensor) -> Result<(), LmError> {
         let (count, vocab) = (rows.size()[0], logits.size()[1]);
         assert_eq!((bf16_rows(logits), logits.size()[0]), (vocab, count));
-        let options = &self.options;
         let (length, made, limit, state) =
             (slots.length(), slots.made(), slots.limit(), slots.state());
         let (seen, banned) = (slots.seen.as_ref(), slots.banned.as_ref());
         let capacity = slots.capacity();
-        let ngram = options.no_repeat_ngram as i64;
-        let minimum = options.min_new_tokens as i64;
-        let penalty = options.repetition_penalty as f32;
+        let (ngram, minimum) = (slots.no_repeat_ngram(), slots.min_new_tokens());
+        let (penalty, temperature) = (slots.repetition_penalty(), slots.temperature());
         if let Some(banned) = banned {
             let arguments = [
                 (&slots.history).into(),
@@ -147,53 +169,53 @@ impl Sampler {
                 banned.into(),
                 capacity.into(),
                 vocab.into(),
-                ngram.into(),
-                minimum.into(),
+                (&ngram).into(),
+                (&minimum).into(),
                 (&self.stops).into(),
                 self.stop_count.into(),
             ];
             self.ban.launch([count, 1, 1], 256, &arguments)?;
         }
-        let mut parts = PARTS;
-        match (options.temperature > 0.0, &slots.uniforms) {
-            (true, Some(uniforms)) => {
-                parts = 1;
-                let arguments = [
-                    logits.into(),
-                    seen.into(),
-                    banned.into(),
-                    penalty.into(),
-                    (&state).into(),
-                    rows.into(),
-                    (&made).into(),
-                    uniforms.into(),
-                    uniforms.size()[1].into(),
-                    (&self.best).into(),
-                    vocab.into(),
-                    (options.temperature as f32).into(),
-                    (options.top_k as i64).into(),
-                    options.top_p.to_bits().into(),
-                ];
-                self.draw.launch([count, 1, 1], 1024, &arguments)?;
-            }
-            _ => {
-                let arguments = [
-                    logits.into(),
-                    seen.into(),
-                    banned.into(),
-                    penalty.into(),
-                    (&state).into(),
-                    rows.into(),
-                    (&self.best).into(),
-                    vocab.into(),
-                ];
-                self.best_of_part
-                    .launch([PARTS, count, 1], 256, &arguments)?;
-            }
+        if let Some(uniforms) = &slots.uniforms
+            && self.choices.drawn
+        {
+            let arguments = [
+                logits.into(),
+                seen.into(),
+                banned.into(),
+                (&penalty).into(),
+                (&state).into(),
+                rows.into(),
+                (&made).into(),
+                uniforms.into(),
+                uniforms.size()[1].into(),
+                (&self.best).into(),
+                PARTS.into(),
+                vocab.into(),
+                (&temperature).into(),
+                (&slots.top_k()).into(),
+                (&slots.top_p()).into(),
+            ];
+            self.draw.launch([count, 1, 1], 1024, &arguments)?;
+        }
+        if self.choices.best {
+            let arguments = [
+                logits.into(),
+                seen.into(),
+                banned.into(),
+                (&penalty).into(),
+                (&temperature).into(),
+                (&state).into(),
+                rows.into(),
+                (&self.best).into(),
+                vocab.into(),
+            ];
+            self.best_of_part
+                .launch([PARTS, count, 1], 256, &arguments)?;
         }
         let arguments = [
             (&self.best).into(),
-            parts.into(),
+            PARTS.into(),
             (&slots.history).into(),
             (&length).into(),
             (&made).into(),
@@ -204,10 +226,14 @@ impl Sampler {
             banned.into(),
             capacity.into(),
             vocab.into(),
-            ngram.into(),
-            minimum.into(),
+            (&ngram).into(),
+            (&minimum).into(),
+            (&temperature).into(),
             (&self.stops).into(),
             self.stop_count.into(),
+            (&slots.recent()).into(),
+            RING.into(),
+            slots.count().into(),
         ];
         self.advance.launch([count, 1, 1], 128, &arguments)
     }

@@ -4,8 +4,8 @@ use super::Params;
 use crate::lm::{Embedder, LoadOptions};
 use crate::ops::{Cell, ColumnType, Context, OpError, Outputs, Table};
 
-/// Rows embedded between two looks at the cancel flag.
-const BATCH: usize = 64;
+/// Rows whose texts are in memory as tokens together.
+const ROWS_AT_ONCE: usize = 8192;
 
 pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
     let params: Params = context.params()?;
@@ -19,24 +19,26 @@ pub fn run(context: &mut Context) -> Result<Outputs, OpError> {
     let mut table = Table::new(&[("id", ColumnType::Text), ("similarity", ColumnType::Double)]);
     let total = rows.rows.len();
     let mut sum = 0.0;
-    for batch in rows.rows.chunks(BATCH) {
-        context.check_cancelled()?;
-        let column = |at: usize| -> Vec<String> {
-            batch
-                .iter()
-                .map(|row| row[at].as_str().unwrap_or_default().to_owned())
-                .collect()
-        };
-        let (left, right) = (embedder.embed(&column(1))?, embedder.embed(&column(2))?);
-        for ((row, left), right) in batch.iter().zip(&left).zip(&right) {
+    for part in rows.rows.chunks(ROWS_AT_ONCE) {
+        let texts: Vec<&str> = part
+            .iter()
+            .flat_map(|row| [1, 2].map(|at| row[at].as_str().unwrap_or_default()))
+            .collect();
+        let before = 2 * table.rows.len();
+        let vectors = embedder.embed(&texts, &mut |done| {
+            context.progress((before + done) as u64, 2 * total as u64, "texts", "");
+            context.check_cancelled()
+        })?;
+        for (row, pair) in part.iter().zip(vectors.chunks_exact(2)) {
             // Both are L2-normalised, so the dot product is the cosine.
-            let similarity: f64 = left.iter().zip(right).map(|(a, b)| f64::from(a * b)).sum();
+            let similarity: f64 = std::iter::zip(&pair[0], &pair[1])
+                .map(|(a, b)| f64::from(a * b))
+                .sum();
             sum += similarity;
             table
                 .rows
                 .push(vec![row[0].clone(), Cell::from(similarity)]);
         }
-        context.progress(table.rows.len() as u64, total as u64, "rows", "");
     }
     context.report(
         "mean_similarity",

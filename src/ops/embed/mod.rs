@@ -33,6 +33,7 @@ impl Op for Embed {
     }
 
     fn version(&self) -> u32 {
+        // Not raised for how texts are batched: that, like the device, moves a similarity by no more than rounding.
         2
     }
 

@@ -2,8 +2,9 @@
 // the slots, so that a step needs nothing from the host.
 //
 // Per slot: history [capacity] (prompt and new tokens), length (tokens in it), made (new ones among them), limit (new
-// tokens allowed) and state. Bit sets over the vocabulary: seen (for the repetition penalty) and banned, which is empty
-// between steps. `slots` names the slot of each row.
+// tokens allowed) and state; how its tokens are chosen: penalty, temperature, top_p, top_k, ngram and minimum. Bit sets over
+// the vocabulary: seen (for the repetition penalty) and banned, which is empty between steps. `slots` names the slot of
+// each row. Rows with a temperature are drawn, the others take the best token.
 
 #define RUNNING 1
 #define STOPPED 2
@@ -81,12 +82,12 @@ __device__ __forceinline__ void ban_row(bool on, const int *ids, int length, int
 }
 
 extern "C" __global__ void ban(const int *history, const int *length, const int *made, const int *state, const int *slots,
-                               unsigned *banned, int capacity, int vocab, int ngram, int minimum, const int *stops,
-                               int stop_count) {
+                               unsigned *banned, int capacity, int vocab, const int *ngram, const int *minimum,
+                               const int *stops, int stop_count) {
     const int slot = slots[blockIdx.x], words = (vocab + 31) / 32;
     if (state[slot] != RUNNING) return;
-    ban_row(true, history + (long long)slot * capacity, length[slot], made[slot], banned + (long long)slot * words, ngram,
-            minimum, stops, stop_count);
+    ban_row(true, history + (long long)slot * capacity, length[slot], made[slot], banned + (long long)slot * words,
+            ngram[slot], minimum[slot], stops, stop_count);
 }
 
 __device__ __forceinline__ void better(float &value, int &index, float other, int at) {
@@ -110,10 +111,11 @@ __device__ __forceinline__ void best_of_warp(float &value, int &index) {
 // The best token of a part of the vocabulary, the first of equals. Grid: (parts, rows). vocab is a multiple of 8.
 // best: [rows, parts], value and index side by side.
 extern "C" __global__ void best_of_part(const bf16 *logits, const unsigned *seen, const unsigned *banned,
-                                        float penalty, const int *state, const int *slots, int2 *best, int vocab) {
+                                        const double *penalty, const double *temperature, const int *state,
+                                        const int *slots, int2 *best, int vocab) {
     const int row = blockIdx.y, slot = slots[row], parts = gridDim.x;
-    if (state[slot] != RUNNING) return;
-    const Row of = row_of(logits, seen, banned, penalty, row, slot, vocab);
+    if (state[slot] != RUNNING || temperature[slot] > 0.0) return;
+    const Row of = row_of(logits, seen, banned, (float)penalty[slot], row, slot, vocab);
     float value = NEVER;
     int index = NO_INDEX;
     for (int first = (blockIdx.x * blockDim.x + threadIdx.x) * 8; first < vocab; first += parts * blockDim.x * 8) {
@@ -142,21 +144,25 @@ extern "C" __global__ void best_of_part(const bf16 *logits, const unsigned *seen
     if (lane == 0) best[row * parts + blockIdx.x] = make_int2(__float_as_int(value), index);
 }
 
-// Takes the chosen tokens: `parts` candidates per row. A slot whose logits are all refused or not numbers has failed.
-// A block of 128 threads per row; it clears what `ban` set.
+// Takes the chosen tokens: `parts` candidates per row, or one of a row that is drawn. A slot whose logits are all refused
+// or not numbers has failed. recent: [ring, slot_count], token `made` at made % ring. A block of 128 threads per row; it
+// clears what `ban` set.
 extern "C" __global__ void advance(const int2 *best, int parts, int *history, int *length, int *made, const int *limit,
                                    int *state, const int *slots, unsigned *seen, unsigned *banned, int capacity, int vocab,
-                                   int ngram, int minimum, const int *stops, int stop_count) {
+                                   const int *ngram, const int *minimum, const double *temperature, const int *stops,
+                                   int stop_count, int *recent, int ring, int slot_count) {
     const int row = blockIdx.x, slot = slots[row], words = (vocab + 31) / 32;
     if (state[slot] != RUNNING) return;
     int *ids = history + (long long)slot * capacity;
     if (banned != nullptr)
-        ban_row(false, ids, length[slot], made[slot], banned + (long long)slot * words, ngram, minimum, stops, stop_count);
+        ban_row(false, ids, length[slot], made[slot], banned + (long long)slot * words, ngram[slot], minimum[slot], stops,
+                stop_count);
     __syncthreads();
     if (threadIdx.x >= 32) return;
     float value = NEVER;
     int id = NO_INDEX;
-    for (int part = threadIdx.x; part < parts; part += 32) {
+    const int candidates = temperature[slot] > 0.0 ? 1 : parts;
+    for (int part = threadIdx.x; part < candidates; part += 32) {
         const int2 candidate = best[row * parts + part];
         better(value, id, __int_as_float(candidate.x), candidate.y);
     }
@@ -173,6 +179,7 @@ extern "C" __global__ void advance(const int2 *best, int parts, int *history, in
         }
     }
     ids[length[slot]++] = id;
+    recent[made[slot] % ring * slot_count + slot] = id;
     if (seen != nullptr) atomicOr(seen + (long long)slot * words + (id >> 5), 1u << (id & 31));
     if (++made[slot] >= limit[slot]) state[slot] = FULL;
 }
@@ -262,13 +269,16 @@ __device__ __forceinline__ u64 sum_of_block(u64 x, u64 *warps) {
 }
 
 // Draws a token per row. top_k: 0 is off; top_p: 1 is off. uniforms: f64 [slots, uniform_width], the draw of new token
-// `made`. best: [rows], as of `best_of_part` with one part. A block of 1024 threads per row.
+// `made`. best: [rows, parts], of which a row fills the first. A block of 1024 threads per row.
 extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
-    draw(const bf16 *logits, const unsigned *seen, const unsigned *banned, float penalty, const int *state,
-         const int *slots, const int *made, const double *uniforms, int uniform_width, int2 *best, int vocab,
-         float temperature, int top_k, double top_p) {
+    draw(const bf16 *logits, const unsigned *seen, const unsigned *banned, const double *penalties, const int *state,
+         const int *slots, const int *made, const double *uniforms, int uniform_width, int2 *best, int parts, int vocab,
+         const double *temperatures, const int *top_ks, const double *top_ps) {
     const int row = blockIdx.x, slot = slots[row], warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (state[slot] != RUNNING) return;
+    if (state[slot] != RUNNING || !(temperatures[slot] > 0.0)) return;
+    const int top_k = top_ks[slot];
+    const double top_p = top_ps[slot];
+    const float penalty = (float)penalties[slot], temperature = (float)temperatures[slot];
     const Scores scores = {row_of(logits, seen, banned, penalty, row, slot, vocab), temperature};
     __shared__ u64 histogram[COPIES][256];
     __shared__ u64 warps[DRAW_WARPS];
@@ -282,7 +292,7 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
     __syncthreads();
     for (int other = 0; other < DRAW_WARPS; other++) top = fmaxf(top, tops[other]);
     if (!(top > NEVER)) {
-        if (threadIdx.x == 0) best[row] = make_int2(__float_as_int(NEVER), NO_INDEX);
+        if (threadIdx.x == 0) best[row * parts] = make_int2(__float_as_int(NEVER), NO_INDEX);
         return;
     }
 
@@ -351,7 +361,7 @@ extern "C" __global__ void __launch_bounds__(DRAW_THREADS)
         }
         const unsigned past = __ballot_sync(0xffffffffu, before + sum > target);
         if (past != 0) {
-            if (lane == 0) best[row] = make_int2(__float_as_int(0.0f), first + __ffs(past) - 1);
+            if (lane == 0) best[row * parts] = make_int2(__float_as_int(0.0f), first + __ffs(past) - 1);
             return;
         }
         before += __shfl_sync(0xffffffffu, sum, 31);
