@@ -294,7 +294,8 @@ impl Nf4 {
 
 impl Scales {
     fn double(absmax: &Tensor) -> Result<Self, LmError> {
-        let offset = absmax.f_mean(Kind::Float)?;
+        // A GPU adds up in another order; the bits are those of the CPU wherever a weight lies.
+        let offset = absmax.f_to_device(Device::Cpu)?.f_mean(Kind::Float)?;
         let blocks = absmax.size()[0];
         let padding = ceil(blocks, NESTED_BLOCK) * NESTED_BLOCK - blocks;
         let centred = (absmax - &offset)

@@ -1,14 +1,25 @@
 //! Logits, hidden states and loss of the tiny checkpoints.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::{FAMILIES, assert_close, cpu, fixture, ids, tensors, tiny};
+use super::{
+    FAMILIES, assert_close, at, cpu, fixture, ids, on_every_device, tensors, tiny, tiny_at,
+};
 use crate::lm::{Batch, Decoder, ModelConfig, attention};
 
 fn logits(decoder: &Decoder, sequences: &[Vec<i64>]) -> Tensor {
-    let batch = Batch::pack(sequences, cpu(Kind::Float).device);
+    let batch = Batch::pack(sequences, decoder.placement().device);
     decoder.logits(&decoder.forward(&batch))
 }
+
+on_every_device!(
+    parity_a_logits_f32,
+    parity_a_logits_left_padded,
+    parity_a_logits_packed,
+    parity_a_hidden_states,
+    parity_a_lm_loss,
+    parity_a_logits_bf16,
+);
 
 /// The first sequence of a fixture, which has no padding.
 fn first(a: &impl Fn(&str) -> Tensor) -> Vec<i64> {
@@ -25,21 +36,19 @@ fn parity_a_both_config_formats() {
     }
 }
 
-#[test]
-fn parity_a_logits_f32() {
+fn parity_a_logits_f32(device: Device) {
     for family in FAMILIES {
         let a = tensors(&format!("a_{family}_logits.safetensors"));
-        let (_, decoder) = tiny(family, Kind::Float);
+        let (_, decoder) = tiny_at(family, at(device, Kind::Float));
         assert_close(&logits(&decoder, &[first(&a)]), &a("logits").get(0), 1e-4);
     }
 }
 
 /// A left-padded row of the reference is here the same tokens without padding, packed behind the other row.
-#[test]
-fn parity_a_logits_left_padded() {
+fn parity_a_logits_left_padded(device: Device) {
     for family in FAMILIES {
         let a = tensors(&format!("a_{family}_logits.safetensors"));
-        let (_, decoder) = tiny(family, Kind::Float);
+        let (_, decoder) = tiny_at(family, at(device, Kind::Float));
         let mask = a("attention_mask");
         let rows = mask.size()[0];
         let unpadded: Vec<Vec<i64>> = (0..rows)
@@ -63,11 +72,10 @@ fn parity_a_logits_left_padded() {
     }
 }
 
-#[test]
-fn parity_a_logits_packed() {
+fn parity_a_logits_packed(device: Device) {
     for family in FAMILIES {
         let a = tensors(&format!("a_{family}_logits.safetensors"));
-        let (_, decoder) = tiny(family, Kind::Float);
+        let (_, decoder) = tiny_at(family, at(device, Kind::Float));
         let sequence = first(&a);
         let packed = [sequence[..10].to_vec(), sequence[10..].to_vec()];
         assert_close(
@@ -79,12 +87,11 @@ fn parity_a_logits_packed() {
 }
 
 /// Layer by layer, as a trainer that recomputes them would.
-#[test]
-fn parity_a_hidden_states() {
+fn parity_a_hidden_states(device: Device) {
     for family in FAMILIES {
         let a = tensors(&format!("a_{family}_logits.safetensors"));
-        let (config, decoder) = tiny(family, Kind::Float);
-        let batch = Batch::pack(&[first(&a)], cpu(Kind::Float).device);
+        let (config, decoder) = tiny_at(family, at(device, Kind::Float));
+        let batch = Batch::pack(&[first(&a)], device);
         let rotary = decoder.rotary(&batch.positions);
         let mut x = decoder.embed(&batch.ids);
         for (index, layer) in decoder.layers().iter().enumerate() {
@@ -98,27 +105,25 @@ fn parity_a_hidden_states() {
     }
 }
 
-#[test]
-fn parity_a_lm_loss() {
+fn parity_a_lm_loss(device: Device) {
     for family in FAMILIES {
         let a = tensors(&format!("a_{family}_logits.safetensors"));
-        let (_, decoder) = tiny(family, Kind::Float);
+        let (_, decoder) = tiny_at(family, at(device, Kind::Float));
         let sequence = first(&a);
         let logits = logits(&decoder, std::slice::from_ref(&sequence));
         let loss = logits
             .narrow(0, 0, logits.size()[0] - 1)
-            .cross_entropy_for_logits(&Tensor::from_slice(&sequence[1..]));
+            .cross_entropy_for_logits(&Tensor::from_slice(&sequence[1..]).to_device(device));
         assert_close(&loss.view([1]), &a("lm_loss"), 1e-4);
     }
 }
 
-#[test]
-fn parity_a_logits_bf16() {
+fn parity_a_logits_bf16(device: Device) {
     for family in FAMILIES {
         let a = tensors(&format!("a_{family}_logits.safetensors"));
         let expected =
             tensors(&format!("a_{family}_logits_bf16.safetensors"))("logits_bf16").get(0);
-        let (_, decoder) = tiny(family, Kind::BFloat16);
+        let (_, decoder) = tiny_at(family, at(device, Kind::BFloat16));
         let found = logits(&decoder, &[first(&a)]);
         assert_close(&found, &expected, 0.1);
         assert_eq!(

@@ -2,7 +2,10 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{FAMILIES, assert_close, assert_same, cpu, fixture, ids, tensors, tiny};
+use super::{
+    FAMILIES, assert_close, assert_same, at, cpu, fixture, ids, on_every_device, tensors, tiny,
+    tiny_at,
+};
 use crate::lm::backward::{TrainBatch, accumulate_gradient};
 use crate::lm::{Adapter, Batch, Decoder, Example, LoraConfig, load_adapter, seeds, write_adapter};
 
@@ -35,14 +38,19 @@ fn examples(b: &impl Fn(&str) -> Tensor) -> Vec<Example> {
 
 fn logits(decoder: &Decoder, examples: &[Example]) -> Tensor {
     let sequences: Vec<&[i64]> = examples.iter().map(|example| &example.ids[..]).collect();
-    tch::no_grad(|| decoder.logits(&decoder.forward(&Batch::pack(&sequences, Device::Cpu))))
+    let batch = Batch::pack(&sequences, decoder.placement().device);
+    tch::no_grad(|| decoder.logits(&decoder.forward(&batch)))
 }
 
-#[test]
-fn parity_b_logits_loss_and_gradients() {
+on_every_device!(
+    parity_b_logits_loss_and_gradients,
+    merging_gives_the_same_logits
+);
+
+fn parity_b_logits_loss_and_gradients(device: Device) {
     for (family, name) in variants() {
         let b = tensors(&format!("{name}_grads.safetensors"));
-        let (_, mut decoder) = tiny(family, Kind::Float);
+        let (_, mut decoder) = tiny_at(family, at(device, Kind::Float));
         let adapter = load_adapter(&fixture(&format!("{name}_adapter")), &decoder).unwrap();
         adapter.install(&mut decoder, true).unwrap();
         let examples = examples(&b);
@@ -96,11 +104,10 @@ fn parity_b_adapter_files_round_trip() {
     }
 }
 
-#[test]
-fn merging_gives_the_same_logits() {
+fn merging_gives_the_same_logits(device: Device) {
     for (family, name) in variants() {
         let b = tensors(&format!("{name}_grads.safetensors"));
-        let (_, mut decoder) = tiny(family, Kind::Float);
+        let (_, mut decoder) = tiny_at(family, at(device, Kind::Float));
         let adapter = load_adapter(&fixture(&format!("{name}_adapter")), &decoder).unwrap();
         adapter.install(&mut decoder, false).unwrap();
         for layer in decoder.layers_mut() {

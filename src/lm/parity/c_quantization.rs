@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::{assert_close, assert_same, cpu, fixture, tensors};
+use super::{assert_close, assert_same, at, fixture, on_every_device, tensors};
 use crate::lm::weights::Nf4Parts;
 use crate::lm::{DynamicMap, Int8, Nf4};
 
@@ -31,12 +31,18 @@ fn parts(c: &impl Fn(&str) -> Tensor, case: &str, double: bool) -> Nf4Parts {
     }
 }
 
-#[test]
-fn parity_c_nf4_encode() {
-    cpu(Kind::Float);
+on_every_device!(
+    parity_c_nf4_encode,
+    parity_c_nf4_decode_and_product,
+    parity_c_dynamic_maps_and_blocks,
+    parity_c_int8_rows,
+);
+
+fn parity_c_nf4_encode(device: Device) {
+    at(device, Kind::Float);
     let c = tensors("c_nf4.safetensors");
     for (case, double) in cases() {
-        let weight = c(&format!("{case}.weight_orig"));
+        let weight = c(&format!("{case}.weight_orig")).to_device(device);
         let found = Nf4::encode(&weight, double).unwrap().to_parts();
         let expected = parts(&c, &case, double);
         assert_same(&found.packed, &expected.packed);
@@ -51,16 +57,16 @@ fn parity_c_nf4_encode() {
     }
 }
 
-#[test]
-fn parity_c_nf4_decode_and_product() {
-    cpu(Kind::Float);
+fn parity_c_nf4_decode_and_product(device: Device) {
+    at(device, Kind::Float);
     let c = tensors("c_nf4.safetensors");
     for (case, double) in cases() {
         let expected = c(&format!("{case}.dequant"));
-        let nf4 = Nf4::from_parts(parts(&c, &case, double), Device::Cpu).unwrap();
+        let nf4 = Nf4::from_parts(parts(&c, &case, double), device).unwrap();
         let weight = nf4.decode(expected.kind());
         assert_same(&weight, &expected);
-        let y = c(&format!("{case}.x")).linear::<Tensor>(&weight, None);
+        let x = c(&format!("{case}.x")).to_device(device);
+        let y = x.linear::<Tensor>(&weight, None);
         // Both kinds round the same products; only the order of the sums may differ.
         let tolerance = if y.kind() == Kind::Float { 1e-4 } else { 2e-2 };
         assert_close(&y, &c(&format!("{case}.y")), tolerance);
@@ -81,14 +87,13 @@ fn nf4_parts_that_do_not_fit_are_refused() {
     assert_eq!(error, "no `blocksize`");
 }
 
-#[test]
-fn parity_c_dynamic_maps_and_blocks() {
-    cpu(Kind::Float);
+fn parity_c_dynamic_maps_and_blocks(device: Device) {
+    at(device, Kind::Float);
     let c = tensors("c_nf4.safetensors");
-    let signed = DynamicMap::signed(Device::Cpu);
+    let signed = DynamicMap::signed(device);
     assert_same(signed.values(), &c("dynamic_map_signed"));
     assert_same(
-        DynamicMap::unsigned(Device::Cpu).values(),
+        DynamicMap::unsigned(device).values(),
         &c("dynamic_map_unsigned"),
     );
 
@@ -96,7 +101,8 @@ fn parity_c_dynamic_maps_and_blocks() {
     let length = x.size()[0];
     let blocks = x
         .constant_pad_nd([0, absmax.size()[0] * 256 - length])
-        .view([-1, 256]);
+        .view([-1, 256])
+        .to_device(device);
     let (found, scales) = signed.quantize(&blocks);
     assert_same(&found.view([-1]).narrow(0, 0, length), &codes);
     assert_same(&scales, &absmax);
@@ -104,15 +110,14 @@ fn parity_c_dynamic_maps_and_blocks() {
     assert_same(&decoded.narrow(0, 0, length), &c("blk8.deq"));
 }
 
-#[test]
-fn parity_c_int8_rows() {
-    cpu(Kind::Float);
+fn parity_c_int8_rows(device: Device) {
+    at(device, Kind::Float);
     let c = tensors("c_nf4.safetensors");
     for (weight, codes, absmax) in [
         ("int8.w", "int8.q", "int8.scb"),
         ("int8.w_half", "int8.bnb_q", "int8.bnb_scb"),
     ] {
-        let int8 = Int8::encode(&c(weight)).unwrap();
+        let int8 = Int8::encode(&c(weight).to_device(device)).unwrap();
         assert_same(int8.codes(), &c(codes));
         assert_same(int8.absmax(), &c(absmax));
     }

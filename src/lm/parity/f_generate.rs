@@ -3,9 +3,11 @@
 use std::ops::ControlFlow;
 
 use serde_json::Value;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::{FAMILIES, assert_close, fixture_json, ids, ids_of, tensors, tiny};
+use super::{
+    FAMILIES, assert_close, at, fixture_json, ids, ids_of, on_every_device, tensors, tiny, tiny_at,
+};
 use crate::lm::generate::Generator;
 use crate::lm::sample::{History, row_seed};
 use crate::lm::{Decoder, GenerateOptions, LmError, ModelConfig, SampleOptions};
@@ -64,11 +66,12 @@ fn until_stop(out: &[i64], stop_ids: &[i64]) -> Vec<i64> {
         .collect()
 }
 
-#[test]
-fn parity_f_generated_ids() {
+on_every_device!(parity_f_generated_ids, parity_f_logits_processors);
+
+fn parity_f_generated_ids(device: Device) {
     let fixture = fixture_json("f_generate.json");
     for family in FAMILIES {
-        let model = tiny(family, Kind::Float);
+        let model = tiny_at(family, at(device, Kind::Float));
         let cases = fixture[family].as_object().unwrap();
         let prompt = ids_of(&cases["prompt"]);
         let config = fixture_json(&format!("tiny_{family}/generation_config.json"));
@@ -194,8 +197,8 @@ fn unusable_prompts_are_errors_of_their_row() {
     assert_eq!(found[4].as_ref().unwrap().len(), 4);
 }
 
-#[test]
-fn parity_f_logits_processors() {
+fn parity_f_logits_processors(device: Device) {
+    at(device, Kind::Float);
     let f = tensors("f_logits_processors.safetensors");
     let context = f("context");
     let rows: Vec<Vec<i64>> = (0..context.size()[0])
@@ -210,7 +213,7 @@ fn parity_f_logits_processors() {
                 seed: row_seed(0, ids),
             })
             .collect();
-        options.processed(&f("logits"), &histories, &[])
+        options.processed(&f("logits").to_device(device), &histories, &[])
     };
     let sampled = SampleOptions {
         temperature: 1.0,
@@ -262,7 +265,7 @@ fn parity_f_logits_processors() {
         ),
         ("qwen_chain_rep1.1_ng3_t0.7_k20_p0.8", chain.clone()),
     ] {
-        let (found, expected) = (process(options), f(name));
+        let (found, expected) = (process(options).to_device(Device::Cpu), f(name));
         let refused = |x: &Tensor| x.isneginf();
         assert!(
             refused(&found).equal(&refused(&expected)),

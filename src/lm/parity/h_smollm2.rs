@@ -2,14 +2,19 @@
 
 use std::ops::ControlFlow;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::{assert_close, fixture_json, ids_of, numbers_of, smollm2};
+use super::{assert_close, fixture_json, ids_of, numbers_of, on_every_device, smollm2_on};
 use crate::lm::{Batch, Finish, GenerateOptions, Message, generate};
 
-#[test]
-fn parity_h_prompts_and_logits() {
-    let model = smollm2();
+on_every_device!(
+    parity_h_prompts_and_logits,
+    parity_h_greedy_text,
+    parity_h_text_loss,
+);
+
+fn parity_h_prompts_and_logits(device: Device) {
+    let model = smollm2_on(device);
     for case in fixture_json("h_smollm2_real.json")["prompts"]
         .as_array()
         .unwrap()
@@ -36,9 +41,8 @@ fn parity_h_prompts_and_logits() {
     }
 }
 
-#[test]
-fn parity_h_greedy_text() {
-    let model = smollm2();
+fn parity_h_greedy_text(device: Device) {
+    let model = smollm2_on(device);
     let reference = fixture_json("h_smollm2_real.json");
     let cases = reference["prompts"].as_array().unwrap();
     let prompts: Vec<Vec<i64>> = cases.iter().map(|case| ids_of(&case["ids"])).collect();
@@ -67,9 +71,8 @@ fn parity_h_greedy_text() {
     assert_eq!(done, cases.len());
 }
 
-#[test]
-fn parity_h_text_loss() {
-    let model = smollm2();
+fn parity_h_text_loss(device: Device) {
+    let model = smollm2_on(device);
     let reference = fixture_json("h_smollm2_real.json");
     let ids = model
         .tokenizer
@@ -80,7 +83,7 @@ fn parity_h_text_loss() {
     let logits = model.decoder.logits(&model.decoder.forward(&batch));
     let loss = logits
         .narrow(0, 0, ids.len() as i64 - 1)
-        .cross_entropy_for_logits(&Tensor::from_slice(&ids[1..]))
+        .cross_entropy_for_logits(&Tensor::from_slice(&ids[1..]).to_device(device))
         .to_kind(Kind::Double)
         .double_value(&[]);
     let expected = reference["text_loss"].as_f64().unwrap();

@@ -13,6 +13,7 @@ mod f_generate;
 mod g2_labels;
 mod g_text;
 mod gpu_engine;
+mod gpu_streams;
 mod h_smollm2;
 
 use std::path::PathBuf;
@@ -25,6 +26,27 @@ use super::safetensors_file::SafetensorsFile;
 use super::{
     Decoder, DeviceChoice, DtypeChoice, LanguageModel, LoadOptions, ModelConfig, Placement, Weights,
 };
+
+/// Tests that run on the CPU, and on the first GPU where there is one. Each names a function of a device.
+macro_rules! on_every_device {
+    ($($check:ident),+ $(,)?) => {
+        mod on_the_cpu {
+            $(#[test]
+            fn $check() {
+                super::$check(tch::Device::Cpu);
+            })+
+        }
+        mod where_there_is_a_gpu {
+            $(#[test]
+            fn $check() {
+                if let Some(device) = crate::lm::parity::gpu() {
+                    super::$check(device);
+                }
+            })+
+        }
+    };
+}
+use on_every_device;
 
 /// The model families that have fixtures: `tiny_<family>/` and `<letter>_<family>_….`.
 pub(super) const FAMILIES: [&str; 2] = ["qwen3", "llama"];
@@ -84,23 +106,33 @@ fn model_path(name: &str) -> PathBuf {
 
 /// SmolLM2-135M-Instruct in f32 on the CPU, loaded once for all tests.
 fn smollm2() -> MutexGuard<'static, LanguageModel> {
-    static MODEL: LazyLock<Mutex<LanguageModel>> = LazyLock::new(|| {
+    smollm2_on(Device::Cpu)
+}
+
+/// The same on the CPU or the first GPU.
+fn smollm2_on(device: Device) -> MutexGuard<'static, LanguageModel> {
+    type Model = LazyLock<Mutex<LanguageModel>>;
+    fn load(device: DeviceChoice) -> Mutex<LanguageModel> {
         let options = LoadOptions {
-            device: DeviceChoice::Cpu,
+            device,
             dtype: DtypeChoice::F32,
         };
         let path = model_path("smollm2-135m-instruct.gguf");
         Mutex::new(LanguageModel::load(&path, &options).unwrap())
-    });
-    MODEL.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    static ON_CPU: Model = LazyLock::new(|| load(DeviceChoice::Cpu));
+    static ON_GPU: Model = LazyLock::new(|| load(DeviceChoice::Cuda(0)));
+    let model = if device.is_cuda() { &ON_GPU } else { &ON_CPU };
+    model.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn at(device: Device, kind: Kind) -> Placement {
+    super::device::prepare();
+    Placement { device, kind }
 }
 
 fn cpu(kind: Kind) -> Placement {
-    super::device::prepare();
-    Placement {
-        device: Device::Cpu,
-        kind,
-    }
+    at(Device::Cpu, kind)
 }
 
 fn tensors(name: &str) -> impl Fn(&str) -> Tensor + use<> {
@@ -141,6 +173,7 @@ fn ids(tensor: &Tensor) -> Vec<i64> {
 #[track_caller]
 fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f64) {
     assert_eq!(found.size(), expected.size());
+    let found = found.to_device(expected.device());
     let difference = (found.to_kind(Kind::Float) - expected.to_kind(Kind::Float))
         .abs()
         .max();
@@ -156,6 +189,7 @@ fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f64) {
 fn assert_same(found: &Tensor, expected: &Tensor) {
     assert_eq!(found.size(), expected.size());
     assert_eq!(found.kind(), expected.kind());
+    let found = found.to_device(expected.device());
     let differing = found
         .not_equal_tensor(expected)
         .sum(Kind::Int64)

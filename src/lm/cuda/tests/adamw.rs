@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use super::{assert_near, gpu};
+use super::{assert_near, gpu, standard_normal};
 use crate::lm::cuda::{AdamWKernels, StepGradient};
 use crate::lm::{AdamW, AdamWConfig};
 
@@ -11,13 +11,13 @@ fn adamw_steps_are_the_plain_ones_where_there_is_a_gpu() {
     // 8-bit moments for the first 40 blocks, f32 ones for the rest.
     let (len, eight_bit) = (256 * 50, 256 * 40);
     let config = AdamWConfig::default();
-    tch::manual_seed(1);
-    let start = Tensor::randn([len], (Kind::Float, device));
+    let start = standard_normal(&[len], 1).to_device(device);
     let (mut plain, fused) = (start.copy(), start.copy());
     let mut plain_adamw = AdamW::new(config, len, eight_bit, device);
     let mut fused_adamw = AdamW::new(config, len, eight_bit, device);
-    for step in 0..20 {
-        let sum = Tensor::randn([len], (Kind::Float, device)) * f64::from(step % 3 + 1);
+    for step in 0..20_i32 {
+        let sum = standard_normal(&[len], 2 + i64::from(step)).to_device(device)
+            * f64::from(step % 3 + 1);
         let norm = sum.norm();
         // The mean gradient is clipped in two of three steps.
         let (tokens, max_norm) = (7, 25.0);

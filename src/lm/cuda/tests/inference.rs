@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{assert_near, gpu};
+use super::{assert_near, gpu, standard_normal};
 use crate::lm::attention::Varlen;
 use crate::lm::generate::Generator;
 use crate::lm::lora::LoraUpdate;
@@ -30,18 +30,18 @@ fn on(device: Device) -> Placement {
 fn adapt(decoder: &mut Decoder) {
     let placement = decoder.placement();
     for (seed, layer) in decoder.layers_mut().iter_mut().enumerate() {
-        for linear in layer.linears_mut() {
-            tch::manual_seed(seed as i64);
-            let random = |shape: [i64; 2]| {
-                let values = Tensor::randn(shape, (Kind::Float, Device::Cpu)) * 0.05;
+        for (place, linear) in layer.linears_mut().into_iter().enumerate() {
+            let random = |shape: [i64; 2], part: usize| {
+                let seed = (seed * 4 + place) * 2 + part;
+                let values = standard_normal(&shape, seed as i64) * 0.05;
                 values
                     .to_kind(Kind::BFloat16)
                     .to_kind(placement.kind)
                     .to_device(placement.device)
             };
             linear.set_update(Some(LoraUpdate {
-                a: random([16, linear.in_features()]),
-                b: random([linear.out_features(), 16]),
+                a: random([16, linear.in_features()], 0),
+                b: random([linear.out_features(), 16], 1),
                 dora: None,
                 dropout: None,
             }));

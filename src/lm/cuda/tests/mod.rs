@@ -19,6 +19,8 @@ mod rounded;
 mod sampler;
 mod swiglu;
 
+use std::sync::{Mutex, PoisonError};
+
 use tch::{Cuda, Device, Kind, Tensor};
 
 /// The first GPU; None, said on the test's output, where there is none.
@@ -34,10 +36,18 @@ fn gpu() -> Option<Device> {
     None
 }
 
-/// Normal numbers in bf16, the same ones for a seed.
-fn normal(shape: &[i64], seed: i64, device: Device) -> Tensor {
+/// Normal numbers in f32 on the CPU, the same ones for a seed.
+fn standard_normal(shape: &[i64], seed: i64) -> Tensor {
+    // One generator serves all threads.
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(seed);
     Tensor::randn(shape, (Kind::Float, Device::Cpu))
+}
+
+/// Normal numbers in bf16, the same ones for a seed.
+fn normal(shape: &[i64], seed: i64, device: Device) -> Tensor {
+    standard_normal(shape, seed)
         .to_device(device)
         .to_kind(Kind::BFloat16)
 }

@@ -1,9 +1,9 @@
 use tch::{Device, Kind, Tensor};
 
-use super::gpu;
+use super::{gpu, standard_normal};
 use crate::lm::SampleOptions;
-use crate::lm::cuda::sampler::Sampler;
-use crate::lm::cuda::slots::{Admission, RUNNING, STOPPED, Slots};
+use crate::lm::cuda::sampler::{Choices, Sampler};
+use crate::lm::cuda::slots::{Admission, Progress, RUNNING, STOPPED, Slots};
 use crate::lm::sample::{History, row_seed, uniform};
 
 const VOCAB: i64 = 1000;
@@ -20,8 +20,7 @@ fn histories() -> Vec<Vec<i64>> {
 }
 
 fn logits(device: Device) -> Tensor {
-    tch::manual_seed(11);
-    let values = Tensor::randn([ROWS as i64, VOCAB], (Kind::Float, Device::Cpu)) * 3.0;
+    let values = standard_normal(&[ROWS as i64, VOCAB], 11) * 3.0;
     // Tokens of the histories are likely, so that processors matter.
     let _ = values.narrow(1, 0, 7).g_add_scalar_(6.0);
     ((values * 8.0).round() / 8.0)
@@ -30,11 +29,14 @@ fn logits(device: Device) -> Tensor {
 }
 
 /// What the device chooses for every row; None where it stopped.
-fn chosen(options: &SampleOptions, stops: &[i64], device: Device) -> Vec<Option<i64>> {
+fn chosen(
+    options: &SampleOptions,
+    choices: Choices,
+    stops: &[i64],
+    device: Device,
+) -> Vec<Option<i64>> {
     let histories = histories();
-    let sets = Sampler::sets(options);
-    let draws = (options.temperature > 0.0).then_some(1);
-    let slots = Slots::new(ROWS as i64, 64, VOCAB, device, sets, draws).unwrap();
+    let slots = Slots::new(ROWS as i64, 64, VOCAB, device, choices, 1).unwrap();
     let admissions: Vec<Admission<'_>> = histories
         .iter()
         .enumerate()
@@ -42,14 +44,15 @@ fn chosen(options: &SampleOptions, stops: &[i64], device: Device) -> Vec<Option<
             slot,
             prompt,
             limit: 4,
-            uniforms: match draws {
-                Some(_) => vec![uniform(&row_seed(options.seed, prompt), 0)],
-                None => Vec::new(),
+            sample: options,
+            uniforms: match choices.drawn {
+                true => vec![uniform(&row_seed(options.seed, prompt), 0)],
+                false => Vec::new(),
             },
         })
         .collect();
     slots.admit(&admissions).unwrap();
-    let sampler = Sampler::new(options, stops, ROWS as i64, device).unwrap();
+    let sampler = Sampler::new(choices, stops, ROWS as i64, device).unwrap();
     let index: Vec<i32> = (0..ROWS as i32).collect();
     let index = Tensor::from_slice(&index).to_device(device);
     sampler.begin(&slots, &index, VOCAB).unwrap();
@@ -63,7 +66,12 @@ fn chosen(options: &SampleOptions, stops: &[i64], device: Device) -> Vec<Option<
     let found = slots.histories(&all).unwrap();
     (0..ROWS)
         .map(|row| {
-            let (length, made, state) = progress[row];
+            let Progress {
+                length,
+                made,
+                state,
+                ..
+            } = progress[row];
             if state == STOPPED {
                 assert_eq!((length, made), (histories[row].len(), 0));
                 return None;
@@ -72,6 +80,7 @@ fn chosen(options: &SampleOptions, stops: &[i64], device: Device) -> Vec<Option<
                 (length, made, state),
                 (histories[row].len() + 1, 1, RUNNING)
             );
+            assert_eq!(progress[row].token(0), found[row][length - 1]);
             assert_eq!(found[row][..length - 1], histories[row]);
             Some(found[row][length - 1])
         })
@@ -112,11 +121,13 @@ fn greedy_choices_are_those_of_the_plain_processors_or_skipped_without_a_gpu() {
     };
     for options in [plain, processed, single] {
         let stops = [3, 500];
-        assert_eq!(
-            chosen(&options, &stops, device),
-            expected(&options, &stops),
-            "{options:?}"
-        );
+        for choices in [Choices::of(&options), Choices::ALL] {
+            assert_eq!(
+                chosen(&options, choices, &stops, device),
+                expected(&options, &stops),
+                "{options:?}"
+            );
+        }
     }
 }
 
@@ -143,7 +154,8 @@ fn draws_are_those_of_the_plain_processors_or_skipped_without_a_gpu() {
                 seed,
                 ..SampleOptions::default()
             };
-            let found = chosen(&options, &[], device);
+            let found = chosen(&options, Choices::of(&options), &[], device);
+            assert_eq!(found, chosen(&options, Choices::ALL, &[], device));
             let expected = expected(&options, &[]);
             same += found.iter().zip(&expected).filter(|(a, b)| a == b).count();
             all += ROWS;
