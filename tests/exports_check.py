@@ -8,14 +8,14 @@ environment under FLOW_HOME (or uses VENV); where the package index cannot be re
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from packages import HOME, environment_with
+
 PACKAGES = ["transformers==5.17.0", "peft==0.21.2", "gguf==0.19.0", "datasets", "jsonschema", "openai", "prov"]
-HOME = Path(os.environ.get("FLOW_HOME") or Path.home() / ".cache/flow")
 BASE = HOME / "models/smollm2-135m-instruct.gguf"
 SYSTEM = "You answer in one short sentence."
 QUESTION = "What is a cyst?"
@@ -44,23 +44,6 @@ stages:
 ROWS = "id,question,answer\n" + "".join(
     f"r{n},What is disease {n}?,Disease {n} is a rare disorder of the {part}.\n" for n, part in enumerate(["skin", "liver", "heart", "lungs"] * 3)
 )
-
-
-def environment_with_packages() -> Path:
-    """The folder of programs, or the end of this one where the packages cannot be had."""
-    folder = HOME / "exports-check"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    # flow's own environment has torch already.
-    for site in (folder / "lib").glob("python*/site-packages"):
-        shared = (HOME / "venv/lib").glob("python*/site-packages")
-        (site / "flow.pth").write_text("".join(f"{path}\n" for path in shared))
-    install = [str(folder / "bin/pip"), "install", "--quiet", "--retries", "1", *PACKAGES]
-    result = subprocess.run(install, capture_output=True, text=True)
-    if result.returncode != 0:
-        last = (result.stderr.strip().splitlines() or ["pip failed"])[-1]
-        print(f"skipped: {', '.join(PACKAGES)} cannot be installed: {last}")
-        sys.exit(0)
-    return folder / "bin"
 
 
 def check(what: str, holds: bool, found: object = "") -> None:
@@ -151,7 +134,7 @@ def compare(project: Path, address: str) -> None:
 
 def main() -> None:
     flow = Path(sys.argv[1]).resolve()
-    programs = Path(sys.argv[2]) / "bin" if len(sys.argv) > 2 else environment_with_packages()
+    programs = Path(sys.argv[2]) / "bin" if len(sys.argv) > 2 else environment_with(PACKAGES, "exports-check", torch=True)
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
         (project / "pipelines").mkdir()

@@ -4,26 +4,18 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
+
+from packages import environment_with
 
 PACKAGES = ["wandb==0.31.0", "openwandb==0.5.25"]
 
 
 def environment_with_packages() -> Path:
     """The folder of programs, or the end of this one where the packages cannot be had."""
-    home = Path(os.environ.get("FLOW_HOME") or Path.home() / ".cache/flow")
-    folder = home / "wandb-check"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    install = [str(folder / "bin/pip"), "install", "--quiet", "--retries", "1", *PACKAGES]
-    result = subprocess.run(install, capture_output=True, text=True)
-    if result.returncode != 0:
-        last = (result.stderr.strip().splitlines() or ["pip failed"])[-1]
-        print(f"skipped: {' and '.join(PACKAGES)} cannot be installed: {last}")
-        sys.exit(0)
-    return folder / "bin"
+    return environment_with(PACKAGES, "wandb-check")
 
 
 def free_port() -> int:
