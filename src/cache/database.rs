@@ -110,6 +110,20 @@ impl Database {
         }
     }
 
+    /// Writes a new database file at `path`, whole and closed when this returns.
+    pub(super) fn create(
+        path: &Path,
+        fill: impl FnOnce(&Connection) -> Result<(), CacheError>,
+    ) -> Result<(), CacheError> {
+        let connection = Connection::open(path)?;
+        connection.execute_batch(SCHEMA)?;
+        connection.execute_batch("begin")?;
+        fill(&connection)?;
+        connection.execute_batch("commit; checkpoint")?;
+        connection.close().map_err(|(_, error)| error)?;
+        Ok(fs_err::File::open(path)?.sync_all()?)
+    }
+
     fn try_open(&self) -> duckdb::Result<Connection> {
         let mode = if self.writable {
             AccessMode::ReadWrite

@@ -385,24 +385,25 @@ fn load(database: &Database) -> Result<Option<Index>, CacheError> {
     index.map(Some).map_err(|error| error.at(database.path()))
 }
 
-/// Puts a damaged database aside and makes one from the ledger.
+/// Makes a database from the ledger and puts the damaged one aside; one that is killed meanwhile is done again.
 fn recover(layout: &Layout, database: &Database, problem: String) -> Result<Recovered, CacheError> {
     database.close_if_idle(Duration::ZERO);
+    let Contents { entries, verdicts } = ledger::read(layout)?;
+    let new = layout.scratch();
+    Database::create(&new, |connection| {
+        committer::insert(connection, &entries)?;
+        verdicts::insert(connection, &verdicts)
+    })?;
     let (path, aside) = (layout.database(), layout.damaged_database());
-    let log = |path: &Path| path.with_extension(WRITE_AHEAD_LOG);
-    remove(&log(&path))?;
     let aside = if path.exists() {
         fs::rename(&path, &aside)?;
         Some(aside)
     } else {
         None
     };
-    let Contents { entries, verdicts } = ledger::read(layout)?;
-    let connection = database.connection()?;
-    connection.execute_batch("begin")?;
-    committer::insert(&connection, &entries)?;
-    verdicts::insert(&connection, &verdicts)?;
-    connection.execute_batch("commit")?;
+    // Of the old database; the new one has none.
+    remove(&path.with_extension(WRITE_AHEAD_LOG))?;
+    fs::rename(&new, &path)?;
     let (entries, verdicts) = (entries.len(), verdicts.len());
     Ok(Recovered {
         aside,
