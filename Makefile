@@ -51,8 +51,9 @@ lint: setup
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 
+faults: export KILLS ?= 500
 faults: setup
-	cargo test --locked --test it -- faults:: --include-ignored --nocapture --test-threads=1
+	cargo test --locked --test it -- faults:: --nocapture --test-threads=1
 
 fuzz: export FUZZ_INPUTS ?= 1000000
 fuzz: setup
