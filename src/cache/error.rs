@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::digest::Digest;
+
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     #[error(transparent)]
@@ -32,6 +34,15 @@ pub enum CacheError {
     /// A folder given as a files output that cannot be kept as it is.
     #[error("`{}` {message}", .path.display())]
     Files { path: PathBuf, message: String },
+    /// Something from outside that is not what it should be.
+    #[error("`{}` does not hold `{}`: its content is `{}`", .path.display(), .wanted.short(), .found.short())]
+    OtherContent {
+        path: PathBuf,
+        wanted: Digest,
+        found: Digest,
+    },
+    #[error("`{}` cannot be read: {message}", .path.display())]
+    Unreadable { path: PathBuf, message: String },
     #[error("interrupted while waiting for the cache")]
     Interrupted,
     #[error("database: {0}")]
@@ -54,6 +65,18 @@ fn list(known: &[String]) -> String {
 }
 
 impl CacheError {
+    /// Refuses content that has another digest than was `wanted`; its place is named by who knows it.
+    pub(super) fn other_content(wanted: Option<&Digest>, found: Digest) -> Result<(), Self> {
+        match wanted {
+            Some(wanted) if *wanted != found => Err(Self::OtherContent {
+                path: PathBuf::new(),
+                wanted: *wanted,
+                found,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// The next step, where there is one to name.
     pub fn help(&self) -> Option<String> {
         Some(match self {
@@ -63,6 +86,7 @@ impl CacheError {
             Self::Busy { .. } => "try again when it has finished".to_owned(),
             Self::Io(error) if is_denied(error) => "make the folder writable, or name another cache folder with `FLOW_CACHE`".to_owned(),
             Self::OutOfMemory(_) => "the database takes at most half of the free memory: free some, or run fewer nodes at once (`--jobs 1`); lists that a query makes are held in memory whole".to_owned(),
+            Self::OtherContent { .. } | Self::Unreadable { .. } => "remove it, so that it is made again".to_owned(),
             Self::UnknownParam { .. } => "declare it under `with:` or correct the name".to_owned(),
             _ => return None,
         })

@@ -225,7 +225,7 @@ impl Cache {
         }
         self.database.close_if_idle(Duration::ZERO);
         let copy = self.layout.scratch();
-        let literal = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', "''"));
+        let literal = |path: &Path| sql::literal(&path.to_string_lossy());
         let connection = Connection::open_in_memory()?;
         connection.execute_batch(&format!(
             "attach {} as old (read_only); attach {} as new; copy from database old to new; detach new; detach old",

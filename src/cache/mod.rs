@@ -4,6 +4,7 @@
 
 mod archive;
 mod artifact;
+mod carried;
 mod catalog;
 mod committer;
 mod database;
@@ -16,6 +17,7 @@ mod lock;
 mod maintenance;
 mod memory;
 mod objects;
+mod portable;
 mod row_digest;
 mod snapshot;
 mod sql;
@@ -35,7 +37,7 @@ pub use ledger::Recovered;
 pub use lock::{Holder, RunLock};
 pub use maintenance::{Collected, Damage, Size, Verified};
 pub use sql::quote;
-pub(crate) use sql::{bind, is_ordered};
+pub(crate) use sql::{bind, file_literal, is_ordered};
 pub use store::{Cache, Lookup, NewEntry};
 pub use verdicts::Verdict;
 

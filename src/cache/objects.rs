@@ -52,12 +52,22 @@ pub(super) enum Integrity {
 impl Cache {
     /// Keeps everything in `folder`, which is moved away. Fails on links that lead out of it and on special files.
     pub fn store_files(&self, folder: &Path) -> Result<Artifact, CacheError> {
+        self.adopt_files(folder, None)
+    }
+
+    /// The same for files that have to have the digest `wanted` where there is one.
+    pub(super) fn adopt_files(
+        &self,
+        folder: &Path,
+        wanted: Option<&Digest>,
+    ) -> Result<Artifact, CacheError> {
         let mut files = scan(folder)?;
         hash(folder, &mut files)?;
+        let digest = tree_digest(&files);
+        CacheError::other_content(wanted, digest)?;
         for file in &mut files {
             protect(folder, file)?;
         }
-        let digest = tree_digest(&files);
         let bytes = files.iter().map(|file| file.size).sum();
         let artifact = Artifact {
             kind: ArtifactKind::Files,
@@ -118,7 +128,7 @@ impl Cache {
     }
 }
 
-fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
+pub(super) fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
     fs::create_dir_all(to)?;
     for item in fs::read_dir(from)? {
         let item = item?;
@@ -138,7 +148,7 @@ fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
 }
 
 /// Everything in `folder`, sorted by path, not hashed yet.
-fn scan(folder: &Path) -> Result<Vec<FileRecord>, CacheError> {
+pub(super) fn scan(folder: &Path) -> Result<Vec<FileRecord>, CacheError> {
     let mut files = Vec::new();
     let mut pending = vec![(folder.to_path_buf(), String::new())];
     while let Some((folder_now, prefix)) = pending.pop() {

@@ -1,6 +1,7 @@
 //! What is needed to run a user's query: is it one SELECT, does it fix an order, which params does it use.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use duckdb::{Connection, Statement};
 use serde_json::Value;
@@ -13,6 +14,23 @@ use crate::digest::Digest;
 /// Double-quotes a name for use in SQL.
 pub fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Single-quotes a text for use in SQL.
+pub(super) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// A path as DuckDB's readers take it: signs of a pattern stand for themselves.
+pub(crate) fn file_literal(path: &Path) -> String {
+    let mut escaped = String::new();
+    for c in path.to_string_lossy().chars() {
+        match c {
+            '[' | '*' | '?' => escaped.extend(['[', c, ']']),
+            c => escaped.push(c),
+        }
+    }
+    literal(&escaped)
 }
 
 /// The DuckDB table that holds a table artifact.

@@ -189,7 +189,7 @@ impl Cache {
     }
 
     /// What is wrong with an artifact; a bad one is forgotten, so that it is made again.
-    fn problem(&self, artifact: &Artifact) -> Result<Option<String>, CacheError> {
+    pub(super) fn problem(&self, artifact: &Artifact) -> Result<Option<String>, CacheError> {
         let Some(record) = self.index().record(&artifact.digest) else {
             return Ok(Some("is gone".to_owned()));
         };

@@ -31,7 +31,7 @@ impl Cache {
             }
             appender.flush()?;
             drop(appender);
-            self.adopt(&connection, &staging, ordered)
+            self.adopt(&connection, &staging, ordered, None)
         });
         kept.map_err(|error| error.at(self.database.path()))
     }
@@ -48,20 +48,33 @@ impl Cache {
         let connection = self.database.connection()?;
         sql::create_views(&connection, inputs)?;
         let ordered = sql::is_ordered(&connection, query)?;
-        let kept = in_transaction(&connection, || {
+        let query = query.trim().trim_end_matches(';');
+        // The query alone fails with the right line number.
+        let failed = |error: duckdb::Error| {
+            self.query_error(connection.prepare(query).err().unwrap_or(error))
+        };
+        self.keep_query(&connection, query, params, ordered, None, failed)
+    }
+
+    /// Keeps the rows of a query, which have to have the digest `wanted` where there is one.
+    pub(super) fn keep_query(
+        &self,
+        connection: &Connection,
+        query: &str,
+        params: &[(String, Value)],
+        ordered: bool,
+        wanted: Option<&Digest>,
+        failed: impl Fn(duckdb::Error) -> CacheError,
+    ) -> Result<Artifact, CacheError> {
+        let kept = in_transaction(connection, || {
             let staging = sql::quote(&staging_name());
-            let query = query.trim().trim_end_matches(';');
-            // The query alone fails with the right line number.
-            let failed = |error: duckdb::Error| {
-                self.query_error(connection.prepare(query).err().unwrap_or(error))
-            };
             let mut statement = connection
                 .prepare(&format!("create table {staging} as\n{query}\n"))
-                .map_err(failed)?;
+                .map_err(&failed)?;
             sql::bind(&mut statement, params)?;
-            statement.raw_execute().map_err(failed)?;
+            statement.raw_execute().map_err(&failed)?;
             drop(statement);
-            self.adopt(&connection, &staging, ordered)
+            self.adopt(connection, &staging, ordered, wanted)
         });
         kept.map_err(|error| error.at(self.database.path()))
     }
@@ -113,14 +126,17 @@ impl Cache {
         work(&connection)
     }
 
-    /// Hashes the table `staging` and renames it after its digest, or drops it where that table is there already.
+    /// Hashes the table `staging` and renames it after its digest, or drops it where that table is there already, or
+    /// has another digest than `wanted`.
     fn adopt(
         &self,
         connection: &Connection,
         staging: &str,
         ordered: bool,
+        wanted: Option<&Digest>,
     ) -> Result<Kept, CacheError> {
         let (digest, rows, bytes) = table_digest(connection, staging, ordered)?;
+        CacheError::other_content(wanted, digest)?;
         let artifact = Artifact {
             kind: ArtifactKind::Table,
             digest,

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::medquad;
 use super::members::{self, Member, Members};
 use super::{Format, Params};
-use crate::cache::CacheError;
+use crate::cache::{CacheError, file_literal};
 use crate::config::{Columns, display};
 use crate::ops::OpError;
 
@@ -129,7 +129,7 @@ fn reader(
             ));
         }
     }
-    let list: Vec<String> = files.iter().map(|file| literal(file)).collect();
+    let list: Vec<String> = files.iter().map(|file| file_literal(file)).collect();
     let list = format!("[{}]", list.join(", "));
     // No surprise after the first 20,000 rows, at the price of reading twice.
     let sample = if whole { ", sample_size = -1" } else { "" };
@@ -203,23 +203,11 @@ fn ragged(connection: &Connection, files: &[PathBuf]) -> Option<OpError> {
         let fields: Vec<String> = (0..fields).map(|index| format!("'{index}': 'VARCHAR'")).collect();
         let sql = format!(
             "select count(*) from read_csv([{}], auto_detect = false, header = true, delim = '{sign}', quote = '\"', escape = '\"', columns = {{{}}})",
-            literal(file),
+            file_literal(file),
             fields.join(", ")
         );
         connection.query_row(&sql, [], |row| row.get::<_, u64>(0)).err().map(|error| failure(file, &error))
     })
-}
-
-/// A path as DuckDB takes it: signs of a pattern stand for themselves.
-fn literal(path: &Path) -> String {
-    let mut escaped = String::new();
-    for c in path.to_string_lossy().chars() {
-        match c {
-            '[' | '*' | '?' => escaped.extend(['[', c, ']']),
-            c => escaped.push(c),
-        }
-    }
-    text(escaped)
 }
 
 /// The files of a split: named after it as the Hub does (`train-00000-of-00002.parquet`, `data/train.jsonl`,
