@@ -23,6 +23,10 @@ pub struct PipelineArguments {
     /// Set one value, such as `questions.with.limit=100`; wins over the profile [may be repeated]
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+
+    /// Vary one value, such as `train.with.lora.r=8,16,32`: a variant for each, sharing all that is the same [may be repeated]
+    #[arg(long, value_name = "KEY=VALUE,VALUE")]
+    pub matrix: Vec<String>,
 }
 
 /// Which nodes.
@@ -78,6 +82,7 @@ impl PipelineArguments {
             path: self.pipeline.clone(),
             profile: self.profile.clone(),
             set: self.set.clone(),
+            matrix: self.matrix.clone(),
         };
         load(&request, &environment)
     }

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::diagnostic::{Diagnostic, Diagnostics, Problems};
 use super::environment::{Environment, substitute};
+use super::matrix::Written;
 use super::pipeline::{self, PipelineSpec};
 use super::source::{Sources, Span};
-use super::yaml::{self, Kind, Yaml};
+use super::yaml::{self, Entry, Kind, Yaml};
 use super::{fields, overrides, suggest};
 
 /// Which pipeline, seen how.
@@ -17,6 +18,8 @@ pub struct Request {
     pub profile: Option<String>,
     /// `key=value` pairs of `--set`, in order; later ones win.
     pub set: Vec<String>,
+    /// `key=value,value` of `--matrix`.
+    pub matrix: Vec<String>,
 }
 
 /// Reads a pipeline. Problems that leave something to go on with are kept in the spec; an error is one that does not.
@@ -33,8 +36,9 @@ pub fn load(request: &Request, environment: Environment) -> Result<PipelineSpec,
         }
         return Err(Diagnostics::new(sources, problems));
     };
-    lay_over(request, &mut tree, &mut sources, &mut problems);
+    let mut matrix = lay_over(request, &mut tree, &mut sources, &mut problems);
     substitute(&mut tree, environment, &mut problems);
+    matrix.substitute(environment, &mut problems);
     if tree.is_null() {
         problems.push(empty(source));
     }
@@ -42,6 +46,8 @@ pub fn load(request: &Request, environment: Environment) -> Result<PipelineSpec,
     let Some(parts) = parts else {
         return Err(Diagnostics::new(sources, problems));
     };
+    let remarks = matrix.remarks();
+    let matrix = matrix.resolve(&tree, &parts, &mut problems);
     let stem = path
         .file_stem()
         .map(|stem| stem.to_string_lossy().into_owned())
@@ -56,6 +62,8 @@ pub fn load(request: &Request, environment: Environment) -> Result<PipelineSpec,
         models: parts.models,
         stages: parts.stages,
         show: parts.show,
+        matrix,
+        remarks,
         cache: parts.cache,
         tracking: parts.tracking,
         text,
@@ -64,23 +72,46 @@ pub fn load(request: &Request, environment: Environment) -> Result<PipelineSpec,
     })
 }
 
-/// Checks all profiles, lays the chosen one over the tree and then every `--set`; takes `profiles` out of the tree.
-fn lay_over(request: &Request, tree: &mut Yaml, sources: &mut Sources, problems: &mut Problems) {
-    let profiles = match &mut tree.kind {
+/// Checks all profiles, lays the chosen one over the tree, then what the command line says; takes `profiles` and `matrix` out of
+/// the tree. A value wins over a list of an earlier layer, a list over a value.
+fn lay_over(
+    request: &Request,
+    tree: &mut Yaml,
+    sources: &mut Sources,
+    problems: &mut Problems,
+) -> Written {
+    let mut take = |key: &str| match &mut tree.kind {
         Kind::Map(entries) => entries
             .iter()
-            .position(|entry| entry.key == "profiles")
-            .map(|index| entries.remove(index).value),
+            .position(|entry| entry.key == key)
+            .map(|index| entries.remove(index)),
         _ => None,
     };
+    let (profiles, own_matrix) = (take("profiles"), take("matrix"));
+    let mut matrix = Written::default();
+    if let Some(entry) = own_matrix {
+        matrix.lay_over(&entry, tree, problems);
+    }
     let profiles = profiles
         .as_ref()
-        .and_then(|yaml| fields::entries(yaml, "`profiles`", problems))
+        .and_then(|entry| fields::entries(&entry.value, "`profiles`", problems))
         .unwrap_or(&[]);
     for profile in profiles {
         let chosen = request.profile.as_deref() == Some(profile.key.as_str());
-        if let Some(entries) = fields::entries(&profile.value, "a profile", problems) {
-            overrides::lay_over(tree, entries, chosen, problems);
+        let Some(entries) = fields::entries(&profile.value, "a profile", problems) else {
+            continue;
+        };
+        let (lists, values): (Vec<Entry>, Vec<Entry>) = entries
+            .iter()
+            .cloned()
+            .partition(|entry| entry.key == "matrix");
+        overrides::lay_over(tree, &values, chosen, problems);
+        // Another profile's is looked at for mistakes only.
+        let mut unused = Written::default();
+        let laid_over = if chosen { &mut matrix } else { &mut unused };
+        laid_over.pin(&values, &format!("the profile `{}`", profile.key), problems);
+        for entry in &lists {
+            laid_over.lay_over(entry, tree, problems);
         }
     }
     if let Some(name) = request
@@ -106,12 +137,21 @@ fn lay_over(request: &Request, tree: &mut Yaml, sources: &mut Sources, problems:
                 .help(help),
         );
     }
+    for text in &request.matrix {
+        let source = sources.add("--matrix", text.clone());
+        if let Some(entry) = overrides::parse_matrix(text, source, problems) {
+            matrix.add_axes(&entry, tree, problems);
+        }
+    }
     for text in &request.set {
         let source = sources.add("--set", text.clone());
         if let Some(entry) = overrides::parse_set(text, source, problems) {
-            overrides::lay_over(tree, std::slice::from_ref(&entry), true, problems);
+            let entry = std::slice::from_ref(&entry);
+            overrides::lay_over(tree, entry, true, problems);
+            matrix.pin(entry, "`--set`", problems);
         }
     }
+    matrix
 }
 
 /// The closest folder upwards from the pipeline with a `stages/` folder in it; else the parent of the folder `pipelines` it

@@ -13,23 +13,36 @@ const TOP: [&str; 4] = ["models", "seed", "cache", "tracking"];
 /// Keys of a stage call that may be overridden.
 const CALL: [&str; 3] = ["with", "inputs", "resources"];
 
-/// Splits a dotted entry into its path and value, one for each leaf mapping key that is written nested.
-struct Override<'a> {
-    path: Vec<(&'a str, Span)>,
-    value: &'a Yaml,
+/// A dotted entry as its path and value, one for each leaf mapping key that is written nested.
+pub(super) struct Override<'a> {
+    pub path: Vec<(&'a str, Span)>,
+    pub value: &'a Yaml,
+}
+
+impl Override<'_> {
+    /// The path as one dotted key.
+    pub fn key(&self) -> String {
+        let parts: Vec<&str> = self.path.iter().map(|part| part.0).collect();
+        parts.join(".")
+    }
 }
 
 /// Checks what a profile speaks of and, if `apply`, lays it over `pipeline`.
 pub fn lay_over(pipeline: &mut Yaml, overrides: &[Entry], apply: bool, problems: &mut Problems) {
-    for entry in overrides {
-        let mut found = Vec::new();
-        leaves(Vec::new(), entry, &mut found);
-        for one in found {
-            if target_exists(pipeline, &one, problems) && apply {
-                set(pipeline, &one.path, one.value);
-            }
+    for one in all(overrides) {
+        if target_exists(pipeline, &one, problems) && apply {
+            set(pipeline, &one.path, one.value);
         }
     }
+}
+
+/// Every override that entries hold.
+pub(super) fn all(entries: &[Entry]) -> Vec<Override<'_>> {
+    let mut found = Vec::new();
+    for entry in entries {
+        leaves(Vec::new(), entry, &mut found);
+    }
+    found
 }
 
 /// Follows nested mappings as deep as an override may name things: a stage's params one by one, a model as a whole.
@@ -52,7 +65,8 @@ fn leaves<'a>(mut path: Vec<(&'a str, Span)>, entry: &'a Entry, found: &mut Vec<
     }
 }
 
-fn target_exists(pipeline: &Yaml, one: &Override, problems: &mut Problems) -> bool {
+/// Whether the pipeline has what is overridden; says what is wrong where it has not.
+pub(super) fn target_exists(pipeline: &Yaml, one: &Override, problems: &mut Problems) -> bool {
     let (first, span) = one.path[0];
     if TOP.contains(&first) {
         return true;
@@ -100,7 +114,7 @@ fn target_exists(pipeline: &Yaml, one: &Override, problems: &mut Problems) -> bo
 }
 
 /// Replaces or adds the value at a path; mappings in between are made where they are missing.
-fn set(pipeline: &mut Yaml, path: &[(&str, Span)], value: &Yaml) {
+pub(super) fn set(pipeline: &mut Yaml, path: &[(&str, Span)], value: &Yaml) {
     let stages = [("stages", path[0].1)];
     let head = if TOP.contains(&path[0].0) {
         &[][..]
@@ -131,37 +145,81 @@ fn set(pipeline: &mut Yaml, path: &[(&str, Span)], value: &Yaml) {
 
 /// Reads `key=value` of `--set`; the value is YAML.
 pub fn parse_set(text: &str, source: u32, problems: &mut Problems) -> Option<Entry> {
-    let whole = Span {
-        source,
-        start: 0,
-        end: text.chars().count() as u32,
-    };
     let Some((key, value)) = text.split_once('=').filter(|(key, _)| !key.is_empty()) else {
         problems.push(
-            Diagnostic::new(whole, "`--set` takes `key=value`")
+            Diagnostic::new(whole(text, source), "`--set` takes `key=value`")
                 .help("for example `--set questions.with.limit=100`"),
         );
         return None;
     };
     let offset = key.chars().count() as u32 + 1;
+    let value = parse_value(value, offset, text, source, problems)?;
+    Some(entry(key, source, value))
+}
+
+/// Reads `key=a,b` of `--matrix`: YAML values between commas, or one YAML list.
+pub fn parse_matrix(text: &str, source: u32, problems: &mut Problems) -> Option<Entry> {
+    let parts = text.split_once('=');
+    let Some((key, values)) = parts.filter(|(key, values)| !key.is_empty() && !values.is_empty())
+    else {
+        problems.push(
+            Diagnostic::new(whole(text, source), "`--matrix` takes `key=value,value`")
+                .help("for example `--matrix train.with.learning_rate=0.0005,0.001`"),
+        );
+        return None;
+    };
+    let mut offset = key.chars().count() as u32 + 1;
+    if values.trim_start().starts_with('[') {
+        let value = parse_value(values, offset, text, source, problems)?;
+        return Some(entry(key, source, value));
+    }
+    let span = Span {
+        start: offset,
+        ..whole(text, source)
+    };
+    let mut items = Vec::new();
+    for value in values.split(',') {
+        items.push(parse_value(value, offset, text, source, problems)?);
+        offset += value.chars().count() as u32 + 1;
+    }
+    Some(entry(key, source, Yaml::new(Kind::List(items), span)))
+}
+
+/// An argument from end to end.
+fn whole(text: &str, source: u32) -> Span {
+    Span {
+        source,
+        start: 0,
+        end: text.chars().count() as u32,
+    }
+}
+
+fn entry(key: &str, source: u32, value: Yaml) -> Entry {
+    Entry {
+        key: key.to_owned(),
+        key_span: whole(key, source),
+        value,
+    }
+}
+
+/// A YAML value that begins at `offset` of the argument `text`; nothing at all is null.
+fn parse_value(
+    value: &str,
+    offset: u32,
+    text: &str,
+    source: u32,
+    problems: &mut Problems,
+) -> Option<Yaml> {
     let before = problems.len();
     let parsed = super::yaml::parse(value, source, problems);
     for problem in &mut problems[before..] {
-        problem.span = Some(whole);
+        problem.span = Some(whole(text, source));
     }
-    let value = match parsed {
-        Some(value) => shift(value, offset),
-        None if problems.len() == before => Yaml::new(Kind::Null, whole),
-        None => return None,
-    };
-    Some(Entry {
-        key: key.to_owned(),
-        key_span: Span {
-            end: offset - 1,
-            ..whole
-        },
-        value,
-    })
+    match parsed {
+        Some(value) => Some(shift(value, offset)),
+        None if problems.len() == before => Some(Yaml::new(Kind::Null, whole(text, source))),
+        None => None,
+    }
 }
 
 fn shift(mut yaml: Yaml, by: u32) -> Yaml {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::call::{Call, InputRef, check_name};
 use super::diagnostic::{Diagnostic, Problems};
 use super::fields::{self, Fields, expected};
+use super::matrix::Matrix;
 use super::source::{Sources, Span};
 use super::tracking::TrackingSpec;
 use super::yaml::{Entry, Kind, Yaml};
@@ -27,6 +28,10 @@ pub struct PipelineSpec {
     pub stages: Vec<Call>,
     /// `show: [stage.output, …]`: tables to print at the end of a run, beside those that stages show by themselves.
     pub show: Vec<InputRef>,
+    /// The variants that are asked for.
+    pub matrix: Option<Matrix>,
+    /// What the user should know of how profile, matrix and command line came together.
+    pub remarks: Vec<String>,
     /// `cache: { path: … }`, relative to the project folder.
     pub cache: Option<PathBuf>,
     pub tracking: Option<TrackingSpec>,
@@ -44,8 +49,8 @@ pub struct Model {
 }
 
 /// Names that profiles and `--set` use for something else.
-const RESERVED: [&str; 7] = [
-    "models", "seed", "show", "cache", "tracking", "stages", "profiles",
+const RESERVED: [&str; 8] = [
+    "models", "seed", "show", "cache", "tracking", "stages", "profiles", "matrix",
 ];
 
 /// The parts of a [`PipelineSpec`] that come from the YAML tree.
@@ -107,8 +112,9 @@ pub fn read(yaml: &Yaml, problems: &mut Problems) -> Option<Parts> {
         .get("show")
         .map(|yaml| read_show(yaml, problems))
         .unwrap_or_default();
-    // Profiles were laid over before; here only their place among the keys counts.
+    // Profiles were laid over before, and the matrix was taken out; here only their place among the keys counts.
     fields.entry("profiles");
+    fields.entry("matrix");
     let cache = fields.entry("cache").and_then(|entry| {
         let mut fields = Fields::of(&entry.value, "`cache`", entry.key_span, problems)?;
         let path = fields.text("path", problems);
@@ -131,7 +137,7 @@ pub fn read(yaml: &Yaml, problems: &mut Problems) -> Option<Parts> {
     })
 }
 
-fn read_seed(yaml: &Yaml, problems: &mut Problems) -> u64 {
+pub(super) fn read_seed(yaml: &Yaml, problems: &mut Problems) -> u64 {
     match &fields::read_env(yaml).kind {
         Kind::Number(number) if number.is_u64() => number.as_u64().unwrap_or_default(),
         _ => {
@@ -163,7 +169,7 @@ fn read_show(yaml: &Yaml, problems: &mut Problems) -> Vec<InputRef> {
     items.iter().filter_map(reference).collect()
 }
 
-fn read_model(entry: &Entry, problems: &mut Problems) -> Option<Model> {
+pub(super) fn read_model(entry: &Entry, problems: &mut Problems) -> Option<Model> {
     check_name(entry, "a model", problems);
     let before = problems.len();
     let mut fields = Fields::of(&entry.value, "a model", entry.key_span, problems)?;

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::check::describe;
 use super::declare::{KINDS, TYPES};
 use super::interface::{Interface, Param, ParamKind, Port};
+use super::matrix::LIMIT;
 use super::models::ModelSpec;
 use super::tracking::MODES;
 
@@ -52,6 +53,16 @@ pub fn pipeline(uses: &Interfaces) -> Value {
             "models": { "description": "Language models by name.", "type": "object", "additionalProperties": { "$ref": "#/definitions/model" } },
             "stages": { "type": "object", "minProperties": 1, "additionalProperties": { "$ref": "#/definitions/stage" } },
             "show": { "description": "Outputs (`stage` or `stage.output`) whose rows are printed at the end of a run, after those that stages show by themselves.", "type": "array", "items": { "type": "string" } },
+            "matrix": {
+                "description": "Lists of values by dotted or nested keys (`<stage>.with.<param>`, `models.<name>.<place>`, `seed`): a variant of the pipeline for each combination.",
+                "type": "object",
+                "properties": {
+                    "include": { "description": "Further variants, each with a value for every key.", "type": "array", "items": { "type": "object" } },
+                    "exclude": { "description": "Variants that have all of these values are left out.", "type": "array", "items": { "type": "object" } },
+                    "limit": { "description": "More variants than this are refused.", "type": "integer", "minimum": 1, "default": LIMIT },
+                },
+                "additionalProperties": { "type": ["array", "object"] },
+            },
             "profiles": { "description": overrides, "type": "object", "additionalProperties": { "type": "object" } },
             "cache": { "type": "object", "additionalProperties": false, "properties": { "path": { "type": "string", "description": "Folder of the cache, relative to the project." } } },
             "tracking": {
