@@ -1,6 +1,6 @@
 //! What a run would do, and why; nothing is executed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::select::Selected;
 use super::{EngineError, EventKind, Resolve, Selection, Sink};
 use crate::cache::{Artifact, Cache, Entry, ExternalError, Lookup};
 use crate::digest::Digest;
-use crate::graph::{Fingerprint, Graph, Manifest, Node, PartChange};
+use crate::graph::{Fingerprint, Graph, Manifest, Node, PartChange, base_name};
 use crate::ops::Catalog;
 
 /// Why a node runs.
@@ -84,8 +84,8 @@ pub struct NodePlan {
 pub struct Plan {
     pub nodes: Vec<NodePlan>,
     pub(super) indices: Vec<NodeIndex>,
-    pub(super) selected: Selected,
-    pub(super) facts: HashMap<NodeIndex, Facts>,
+    pub(super) selected: Arc<Selected>,
+    pub(super) facts: Arc<HashMap<NodeIndex, Facts>>,
 }
 
 /// What a node reads from outside the graph: places on this machine and digests, by dotted param name.
@@ -116,6 +116,24 @@ impl Plan {
             .any(|node| !matches!(node.state, NodeState::Cached { .. }))
     }
 
+    /// The part of the plan that is about some nodes.
+    pub fn part(&self, nodes: &HashSet<NodeIndex>) -> Self {
+        let wanted = |(_, index): &(&NodePlan, &NodeIndex)| nodes.contains(index);
+        let all = self.nodes.iter().zip(&self.indices).filter(wanted);
+        let (nodes, indices) = all.map(|(plan, index)| (plan.clone(), *index)).unzip();
+        Self {
+            nodes,
+            indices,
+            selected: Arc::clone(&self.selected),
+            facts: Arc::clone(&self.facts),
+        }
+    }
+
+    /// The nodes in order.
+    pub fn nodes_of<'a>(&'a self, graph: &'a Graph) -> impl Iterator<Item = &'a Node> {
+        self.indices.iter().map(|index| &graph.dag[*index])
+    }
+
     /// The nodes in order, and what each is made of but for the digests of its inputs.
     pub fn manifests<'a>(&'a self, graph: &'a Graph) -> impl Iterator<Item = (&'a Node, Manifest)> {
         self.indices.iter().map(|index| {
@@ -124,16 +142,17 @@ impl Plan {
         })
     }
 
-    /// What the run is asked to do: the same where every node is, and all are linked alike. Says nothing of results.
+    /// What the run is asked to do: the same where every node is, and all are linked alike, whichever variants have them. Says
+    /// nothing of results.
     pub fn request(&self, graph: &Graph) -> Digest {
         let mut hasher = blake3::Hasher::new();
         for (node, manifest) in self.manifests(graph) {
             let inputs = node
                 .inputs
                 .iter()
-                .map(|input| (&input.port, &input.node, &input.output));
+                .map(|input| (&input.port, base_name(&input.node), &input.output));
             let inputs: Vec<_> = inputs.collect();
-            serde_json::to_writer(&mut hasher, &(&node.name, manifest, inputs))
+            serde_json::to_writer(&mut hasher, &(node.base(), manifest, inputs))
                 .expect("a node is plain data");
         }
         hasher.finalize().into()
@@ -198,8 +217,8 @@ pub fn plan(
     Ok(Plan {
         nodes,
         indices,
-        selected,
-        facts,
+        selected: Arc::new(selected),
+        facts: Arc::new(facts),
     })
 }
 

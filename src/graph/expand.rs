@@ -9,12 +9,14 @@ use crate::config::{
 };
 use crate::digest::derive_seed;
 use crate::graph::draft::{Bound, Draft, Stage};
+use crate::graph::instances::Instances;
 use crate::graph::params::{Finder, Home};
 use crate::graph::{Node, Output, Resources};
 use crate::ops::Catalog;
 
 pub(super) struct Expander<'a> {
     pub spec: &'a PipelineSpec,
+    instances: &'a Instances<'a>,
     pub catalog: &'a Catalog,
     pub sources: Sources,
     pub problems: Problems,
@@ -23,6 +25,8 @@ pub(super) struct Expander<'a> {
     finder: Finder<'a>,
     interfaces: HashMap<String, Rc<Interface>>,
     definitions: HashMap<String, Option<Rc<StageSpec>>>,
+    /// The seed of the variants that the stage at hand belongs to.
+    seed: u64,
 }
 
 /// What `$name` can stand for in a stage.
@@ -34,9 +38,16 @@ struct Scope {
 }
 
 impl<'a> Expander<'a> {
-    pub(super) fn new(spec: &'a PipelineSpec, catalog: &'a Catalog, check_data: bool) -> Self {
+    pub(super) fn new(
+        spec: &'a PipelineSpec,
+        instances: &'a Instances<'a>,
+        catalog: &'a Catalog,
+        check_data: bool,
+    ) -> Self {
         Self {
             spec,
+            instances,
+            seed: spec.seed,
             catalog,
             sources: spec.sources.clone(),
             problems: spec.problems.clone(),
@@ -49,8 +60,10 @@ impl<'a> Expander<'a> {
     }
 
     pub(super) fn expand(&mut self) {
-        let spec = self.spec;
-        for call in &spec.stages {
+        for instance in &self.instances.list {
+            let call = instance.call;
+            self.seed = instance.seed;
+            self.finder.models = instance.models;
             let stage = if self.catalog.get(&call.uses).is_some() {
                 self.bare_op(call)
             } else {
@@ -110,7 +123,7 @@ impl<'a> Expander<'a> {
         values
             .entry("seed".to_owned())
             .or_default()
-            .get_or_insert_with(|| Yaml::new(Kind::Number(self.spec.seed.into()), call.span));
+            .get_or_insert_with(|| Yaml::new(Kind::Number(self.seed.into()), call.span));
         let scope = Scope {
             values,
             place: call.span,
@@ -269,7 +282,7 @@ impl<'a> Expander<'a> {
             resources: Resources::default(),
         };
         if op.seeded(&node) {
-            node.seed = derive_seed(self.spec.seed, &node.name);
+            node.seed = derive_seed(self.seed, &node.name);
         }
         let outputs = if sound {
             op.outputs(&node)

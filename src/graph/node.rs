@@ -10,7 +10,8 @@ use crate::digest::Digest;
 
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// `dedup.judge`, or the stage's own name for a bare op (`questions`).
+    /// `dedup.judge`, or the stage's own name for a bare op (`questions`). A node that only some variants of a matrix have says which:
+    /// `train@r=8`.
     pub name: String,
     pub stage: String,
     /// The op's name in the catalog.
@@ -81,7 +82,18 @@ impl Default for Resources {
     }
 }
 
+/// A node's name without the variants that have it: `train` of `train@r=8`.
+pub fn base_name(name: &str) -> &str {
+    // Names of stages and steps have no `@`.
+    name.split_once('@').map_or(name, |(base, _)| base)
+}
+
 impl Node {
+    /// The name without the variants that have it.
+    pub fn base(&self) -> &str {
+        base_name(&self.name)
+    }
+
     pub fn input(&self, port: &str) -> Option<&Input> {
         self.inputs.iter().find(|input| input.port == port)
     }

@@ -23,6 +23,8 @@ pub(super) struct Named {
 /// Finds files, paths and models for all nodes of a pipeline; each file is read once.
 pub(super) struct Finder<'a> {
     spec: &'a PipelineSpec,
+    /// Those of the variants at hand.
+    pub models: &'a BTreeMap<String, Model>,
     check_data: bool,
     pipeline_folder: PathBuf,
     files: HashMap<PathBuf, Option<StageFile>>,
@@ -133,6 +135,7 @@ impl<'a> Finder<'a> {
         let pipeline_folder = absolute.parent().map(Path::to_owned).unwrap_or_default();
         Self {
             spec,
+            models: &spec.models,
             check_data,
             pipeline_folder,
             files: HashMap::new(),
@@ -265,9 +268,9 @@ impl<'a> Finder<'a> {
     }
 
     fn model(&mut self, name: &str, span: Span, problems: &mut Problems) -> Option<ModelSpec> {
-        let Some(Model { spec, span: place }) = self.spec.models.get(name) else {
-            let names = || self.spec.models.keys().map(String::as_str);
-            let known = if self.spec.models.is_empty() {
+        let Some(Model { spec, span: place }) = self.models.get(name) else {
+            let names = || self.models.keys().map(String::as_str);
+            let known = if self.models.is_empty() {
                 "there are none yet".to_owned()
             } else {
                 format!("there are {}", suggest::list(names()))

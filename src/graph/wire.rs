@@ -2,11 +2,12 @@
 
 use crate::config::{ArtifactKind, Diagnostic, InputRef, Port, Problems, StageOutput, suggest};
 use crate::graph::draft::{Bound, Draft, From, Stage, Wire};
+use crate::graph::instances::Instances;
 
 pub(super) struct Wirer<'a, 'spec> {
     pub drafts: &'a [Draft],
     pub stages: &'a mut [Stage<'spec>],
-    pub by_name: std::collections::HashMap<&'a str, usize>,
+    pub instances: &'a Instances<'spec>,
     pub problems: &'a mut Problems,
 }
 
@@ -24,7 +25,7 @@ impl Wirer<'_, '_> {
         for stage in 0..self.stages.len() {
             for bound in 0..self.stages[stage].bound.len() {
                 let Bound { input, port, .. } = self.stages[stage].bound[bound].clone();
-                let from = self.in_pipeline(&input);
+                let from = self.in_pipeline(&input, self.variant_of(stage));
                 let owner = format!("the stage `{}`", self.stages[stage].call.uses);
                 let from = from.filter(|from| self.kind_fits(&owner, &input, &port, from));
                 self.stages[stage].bound[bound].from = from;
@@ -43,10 +44,13 @@ impl Wirer<'_, '_> {
     }
 
     /// The tables to print at the end of a run, by the name the user knows them by: those that stages show by themselves,
-    /// then those of the pipeline's `show:`. Called once the stages are bound.
-    pub(super) fn shown(&mut self, asked: &[InputRef]) -> Vec<(String, From)> {
+    /// then those of the pipeline's `show:`, as a variant has them. Called once the stages are bound.
+    pub(super) fn shown(&mut self, asked: &[InputRef], variant: usize) -> Vec<(String, From)> {
         let mut shown: Vec<(String, From)> = Vec::new();
-        for stage in self.stages.iter() {
+        for (stage, instance) in self.stages.iter().zip(&self.instances.list) {
+            if instance.variants.binary_search(&variant).is_err() {
+                continue;
+            }
             let Some(definition) = &stage.definition else {
                 continue;
             };
@@ -59,7 +63,7 @@ impl Wirer<'_, '_> {
             }
         }
         for reference in asked {
-            if let Some(from) = self.in_pipeline(reference)
+            if let Some(from) = self.in_pipeline(reference, variant)
                 && self.is_table(reference, &from)
                 && !shown.iter().any(|(_, known)| *known == from)
             {
@@ -101,7 +105,7 @@ impl Wirer<'_, '_> {
                 .position(|bound| bound.input.port == input.target);
             let definition = self.stages[stage].definition.clone();
             let from = match (&definition, bound) {
-                (None, _) => self.in_pipeline(input),
+                (None, _) => self.in_pipeline(input, self.variant_of(stage)),
                 (Some(_), Some(bound)) => self.stages[stage].bound[bound].from.clone(),
                 (Some(definition), None) => match definition.interface.inputs.get(&input.target) {
                     Some(declared) => {
@@ -144,11 +148,16 @@ impl Wirer<'_, '_> {
         wires
     }
 
-    /// `stage` or `stage.output`.
-    fn in_pipeline(&mut self, input: &InputRef) -> Option<From> {
+    /// A variant that an instance belongs to; all of them read the same.
+    fn variant_of(&self, stage: usize) -> usize {
+        self.instances.list[stage].variants[0]
+    }
+
+    /// `stage` or `stage.output`, as a variant means it.
+    fn in_pipeline(&mut self, input: &InputRef, variant: usize) -> Option<From> {
         let (name, output) = split(&input.target);
-        let Some(&stage) = self.by_name.get(name) else {
-            let names = || self.stages.iter().map(|stage| stage.call.name.as_str());
+        let Some(stage) = self.instances.find(name, variant) else {
+            let names = || self.instances.names.iter().copied();
             let problem = Diagnostic::new(input.span, format!("there is no stage `{name}`"))
                 .guess(suggest::closest(name, names()));
             let problem = problem.help(format!("the stages are {}", suggest::list(names())));

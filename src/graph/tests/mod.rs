@@ -3,6 +3,7 @@
 mod files;
 mod graphs;
 mod mistakes;
+mod variants;
 
 use std::collections::BTreeMap;
 use std::path::Path;
