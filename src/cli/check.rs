@@ -6,6 +6,8 @@ use serde_json::json;
 use super::arguments::PipelineArguments;
 use super::error::{CliError, Exit};
 use super::output::Output;
+use super::plan;
+use super::run::remark;
 use crate::graph::{Graph, compile};
 use crate::ops::Catalog;
 use crate::ui::plural;
@@ -22,19 +24,27 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<Exit, CliError> {
-    let graph = arguments
-        .pipeline
-        .load()
-        .and_then(|spec| compile(&spec, catalog));
+    let graph = arguments.pipeline.load().and_then(|spec| {
+        let graph = compile(&spec, catalog)?;
+        remark(&spec, output);
+        Ok(graph)
+    });
     match graph {
-        Ok(graph) if arguments.json => {
-            output.print_json(&json!({ "problems": [], "nodes": graph.order.len() }))?
+        Ok(graph) if arguments.json => output.print_json(&json!({
+            "problems": [],
+            "nodes": graph.order.len(),
+            "variants": graph.variants.len(),
+        }))?,
+        Ok(graph) => {
+            output.print(&format!(
+                "{}: no problems in {}",
+                arguments.pipeline.pipeline.display(),
+                extent(&graph)
+            ))?;
+            if !graph.variants.is_empty() {
+                output.print(&plan::extent(&graph))?;
+            }
         }
-        Ok(graph) => output.print(&format!(
-            "{}: no problems in {}",
-            arguments.pipeline.pipeline.display(),
-            extent(&graph)
-        ))?,
         Err(diagnostics) if arguments.json => {
             output.print_json(&json!({ "problems": diagnostics.to_json() }))?;
             return Ok(Exit::Wrong);
@@ -51,6 +61,7 @@ fn extent(graph: &Graph) -> String {
         .node_weights()
         .map(|node| node.stage.as_str())
         .collect();
+    // The nodes of a stage follow each other, those of all variants too.
     stages.dedup();
     format!(
         "{} ({})",

@@ -8,14 +8,15 @@ use serde_json::json;
 use super::error::{CliError, Exit};
 use super::folders::Folders;
 use super::output::Output;
-use super::record;
 use super::show::{state_text, status_text};
+use super::{compare_group, record};
 use crate::cache::Cache;
 use crate::config::display;
 use crate::insight::compare::{
     Comparison, Dataset, MetricRow, NodeRow, Sample, compare, letter, page,
 };
 use crate::insight::{Decimals, metric_label};
+use crate::runs;
 use crate::ui::{Style, count, number, plural, seconds, sparkline, table};
 
 /// Rows named of each kind.
@@ -23,12 +24,13 @@ const EXAMPLES: usize = 3;
 
 /// Compare runs: what was asked differently, and what came out differently
 ///
-/// The first run is the one that the others are compared with. Differences of scores are over the rows that both runs
+/// The first run is the one that the others are compared with. A matrix is one name for the runs of all its variants, which
+/// make one table. Differences of scores are over the rows that both runs
 /// have, with 95 % bootstrap intervals. What the records tell is told also while a run holds the cache.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Two runs or more: ids, beginnings of ids, `latest`, `latest~1`
-    #[arg(value_name = "RUN", required = true, num_args = 2..)]
+    /// Two runs or more: ids, beginnings of ids, `latest`, `latest~1`; or one matrix
+    #[arg(value_name = "RUN", required = true, num_args = 1..)]
     runs: Vec<String>,
 
     /// Print everything as JSON
@@ -42,6 +44,15 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     let folders = Folders::of_working_folder();
+    if let [name] = arguments.runs.as_slice() {
+        let Some(group) = runs::find_group(&folders.runs, name)? else {
+            return Err(CliError::wrong(
+                format!("`{name}` is one run, which has nothing to be compared with"),
+                "name another run too, or the id of a matrix",
+            ));
+        };
+        return compare_group::show(&group, arguments.json, arguments.html.as_deref(), output);
+    }
     let runs = arguments
         .runs
         .iter()

@@ -8,11 +8,12 @@ use super::error::{CliError, Exit};
 use super::folders::Folders;
 use super::output::Output;
 use super::resolve::Outside;
+use super::run::remark;
 use crate::cache::Cache;
 use crate::engine::{self, NodePlan, NodeState, Plan, Reason};
-use crate::graph::{Graph, PartChange, compile};
+use crate::graph::{Graph, GraphVariant, PartChange, compile};
 use crate::ops::Catalog;
-use crate::ui::Style;
+use crate::ui::{Style, count, plural};
 
 /// Show what a run would do, and why; nothing is run
 #[derive(Debug, Args)]
@@ -63,6 +64,7 @@ pub fn show(
 ) -> Result<Plan, CliError> {
     let spec = pipeline.load()?;
     let graph = compile(&spec, catalog)?;
+    remark(&spec, output);
     let folders = Folders::of_pipeline(&spec);
     let cache = Cache::open_read_only(&folders.cache)?;
     let sink = output.sink();
@@ -78,6 +80,9 @@ pub fn show(
         output.print_json(&as_json(&graph, &plan))?;
     } else {
         output.print(&as_text(&plan, output.style))?;
+        if !graph.variants.is_empty() {
+            output.print(&extent(&graph))?;
+        }
     }
     Ok(plan)
 }
@@ -89,11 +94,38 @@ fn as_json(graph: &Graph, plan: &Plan) -> serde_json::Value {
     json!({
         "pipeline": graph.name,
         "profile": graph.profile,
+        "variants": variants(graph, plan),
         "will_run": count(|state| matches!(state, NodeState::WillRun { .. })),
         "may_run": count(|state| matches!(state, NodeState::MayRun { .. })),
         "cached": count(|state| matches!(state, NodeState::Cached { .. })),
         "nodes": plan.nodes,
     })
+}
+
+/// Each variant of a matrix and its nodes; empty without one.
+fn variants(graph: &Graph, plan: &Plan) -> Vec<serde_json::Value> {
+    let variant = |variant: &GraphVariant| {
+        let part = plan.part(&variant.nodes);
+        let nodes: Vec<&String> = part.nodes.iter().map(|node| &node.name).collect();
+        let params: serde_json::Map<_, _> = variant.params.iter().cloned().collect();
+        json!({ "label": variant.label, "params": params, "nodes": nodes })
+    };
+    graph.variants.iter().map(variant).collect()
+}
+
+/// `6 variants: 15 nodes, where each by itself would make 24`.
+pub fn extent(graph: &Graph) -> String {
+    let alone: usize = graph
+        .variants
+        .iter()
+        .map(|variant| variant.nodes.len())
+        .sum();
+    format!(
+        "{}: {}, where each by itself would make {}",
+        plural(graph.variants.len() as u64, "variant"),
+        plural(graph.order.len() as u64, "node"),
+        count(alone as u64)
+    )
 }
 
 fn as_text(plan: &Plan, style: Style) -> String {

@@ -41,7 +41,7 @@ impl From<FindError> for CliError {
         };
         Self::Message {
             message: error.to_string(),
-            help: error.help().map(str::to_owned),
+            help: error.help(),
             exit,
         }
     }

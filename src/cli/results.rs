@@ -7,7 +7,7 @@ use super::output::Output;
 use super::rows::Rows;
 use crate::cache::Cache;
 use crate::engine::RunOutcome;
-use crate::graph::Graph;
+use crate::graph::Shown;
 use crate::ui::count;
 
 /// Rows of one table; the rest is looked at with `flow data`.
@@ -15,12 +15,12 @@ const MOST_ROWS: u64 = 20;
 
 /// Prints the tables shown by those nodes that took part in the run, under the names the user knows them by.
 pub fn print(
-    graph: &Graph,
+    shown: &[Shown],
     outcome: &RunOutcome,
     cache: &Cache,
     output: &Output,
 ) -> Result<(), CliError> {
-    for shown in &graph.shown {
+    for shown in shown {
         let node = outcome.nodes.iter().find(|node| node.name == shown.node);
         let Some(artifact) = node.and_then(|node| node.outputs.get(&shown.output)) else {
             continue;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -11,17 +11,17 @@ use super::error::{CliError, Exit};
 use super::folders::Folders;
 use super::output::Output;
 use super::resolve::Outside;
-use super::{gpus, handover, interrupt, plan, results, tracking};
+use super::{gpus, handover, interrupt, matrix, plan, results, tracking};
 use crate::cache::{Cache, Holder, RunLock};
 use crate::config::{ModelSpec, PipelineSpec, display};
 use crate::engine::{
-    self, CancelToken, Event, NodeStatus, Plan, RunOptions, RunOutcome, RunState, Sink,
+    self, CancelToken, Event, NodeOutcome, NodeStatus, Plan, RunOptions, RunOutcome, RunState, Sink,
 };
-use crate::graph::{Graph, compile};
+use crate::graph::{Graph, GraphVariant, Node, base_name, compile};
 use crate::insight::{InsightError, report};
 use crate::ops::Catalog;
-use crate::runs::{self, NewRun, Recorder, Run, RunGraph, log_path};
-use crate::tracking::Tracker;
+use crate::runs::{self, NewRun, Recorder, Run, RunGraph, VariantOf, log_path};
+use crate::tracking::{Settings, Tracker};
 use crate::ui::seconds;
 
 /// Run a pipeline; what is cached is not done again
@@ -62,6 +62,7 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     }
     let spec = arguments.pipeline.load()?;
     let graph = compile(&spec, catalog)?;
+    remark(&spec, output);
     let settings = tracking::settings(spec.tracking.as_ref(), &graph.name, arguments.offline)?;
     let folders = Folders::of_pipeline(&spec);
     let cancel = CancelToken::default();
@@ -88,14 +89,15 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
         drop(cache);
         return Err(handover::to_language_model());
     }
-    let record = start_record(&spec, &graph, &plan, &folders, &id, output);
-    let tracker = settings
-        .and_then(|settings| tracking::start(&settings, &graph, &plan, &folders.runs, &id, output));
-    let sinks = Listeners {
-        screen: &*screen,
-        record: record.as_ref(),
-        tracker: tracker.as_ref(),
+    let project = Project {
+        spec: &spec,
+        graph: &graph,
+        folders: &folders,
+        settings: settings.as_ref(),
     };
+    if let Some(settings) = &settings {
+        tracking::warn(settings, output);
+    }
     let options = RunOptions {
         id: id.clone(),
         jobs: arguments.jobs.map_or_else(cores, NonZeroU32::get),
@@ -104,78 +106,156 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
         home: folders.home.clone(),
         cancel,
     };
-    let outcome = engine::run(&graph, catalog, &cache, &plan, &options, &sinks);
-    if let Some(problem) = record.as_ref().and_then(Recorder::finish) {
-        output.warning(&problem);
+    let go = |sink: &dyn Sink| engine::run(&graph, catalog, &cache, &plan, &options, sink);
+    if !graph.variants.is_empty() {
+        return matrix::run(&project, &plan, &id, &cache, &*screen, go, output);
     }
-    if record.is_some() {
-        draw_report(&outcome, &folders.runs, &id, &cache, output);
-    }
+    let kept = project.keep(&plan, &id, None, output);
+    let outcome = go(&Listeners(&[&*screen, &kept]));
+    let nodes: Vec<&NodeOutcome> = outcome.nodes.iter().collect();
+    kept.close_record(&nodes, &folders.runs, &cache, output);
     let printed = match outcome.state {
-        RunState::Finished => results::print(&graph, &outcome, &cache, output),
+        RunState::Finished => results::print(&graph.shown, &outcome, &cache, output),
         _ => Ok(()),
     };
-    if let Some(tracker) = &tracker {
-        tracking::finish(tracker, &outcome, &cache, &folders.runs.join(&id), output);
-    }
+    kept.close_tracking(outcome.state, &nodes, &folders.runs, &cache, output);
     printed?;
     Ok(conclude(&outcome, &folders.runs.join(&id), &id, output))
 }
 
-/// The screen and, where they can be kept, the record and the tracking journal.
-struct Listeners<'a> {
-    screen: &'a dyn Sink,
-    record: Option<&'a Recorder>,
-    tracker: Option<&'a Tracker>,
+/// What layers of configuration made of each other.
+pub fn remark(spec: &PipelineSpec, output: &Output) {
+    for remark in &spec.remarks {
+        output.tell(remark);
+    }
 }
 
-impl Sink for Listeners<'_> {
+/// All that a run's record and its tracking are made from.
+pub struct Project<'a> {
+    pub spec: &'a PipelineSpec,
+    pub graph: &'a Graph,
+    pub folders: &'a Folders,
+    /// Of tracking.
+    pub settings: Option<&'a Settings>,
+}
+
+/// What is kept of a run: its record and its tracking journal, where they can be.
+pub struct Kept {
+    pub id: String,
+    record: Option<Recorder>,
+    tracker: Option<Tracker>,
+}
+
+impl Project<'_> {
+    /// Begins the record and the tracking of a run, or of a variant with its part of the plan.
+    pub fn keep(
+        &self,
+        plan: &Plan,
+        id: &str,
+        variant: Option<(&GraphVariant, &VariantOf)>,
+        output: &Output,
+    ) -> Kept {
+        let record = self.start_record(plan, id, variant, output);
+        let (graph, runs) = (self.graph, &self.folders.runs);
+        let tracker = self.settings.and_then(|settings| match variant {
+            Some((_, variant)) => {
+                let settings = tracking::of_variant(settings, variant);
+                tracking::start(&settings, graph, plan, Some(variant), runs, id, output)
+            }
+            None => tracking::start(settings, graph, plan, None, runs, id, output),
+        });
+        Kept {
+            id: id.to_owned(),
+            record,
+            tracker,
+        }
+    }
+
+    /// A record that cannot be kept is said so, and the run goes on without.
+    fn start_record(
+        &self,
+        plan: &Plan,
+        id: &str,
+        variant: Option<(&GraphVariant, &VariantOf)>,
+        output: &Output,
+    ) -> Option<Recorder> {
+        let (spec, graph) = (self.spec, self.graph);
+        let run = NewRun {
+            id,
+            pipeline: &graph.name,
+            profile: graph.profile.as_deref(),
+            path: &spec.path,
+            text: &spec.text,
+            arguments: std::env::args().skip(1).collect(),
+            cache: &self.folders.cache,
+            exports: variant.map_or(&graph.exports, |(variant, _)| &variant.exports),
+            models: models(spec, plan.nodes_of(graph)),
+            seed: variant.map_or(graph.seed, |(variant, _)| variant.seed),
+            variant: variant.map(|(_, variant)| variant.clone()),
+            graph: RunGraph::new(plan.manifests(graph)),
+        };
+        Recorder::start(&self.folders.runs, run)
+            .map_err(|error| output.warning(&format!("this run is not recorded: {error}")))
+            .ok()
+    }
+}
+
+impl Sink for Kept {
     fn event(&self, event: &Event) {
-        self.screen.event(event);
-        if let Some(record) = self.record {
+        if let Some(record) = &self.record {
             record.event(event);
         }
-        if let Some(tracker) = self.tracker {
+        if let Some(tracker) = &self.tracker {
             tracker.event(event);
         }
     }
 }
 
-/// A record that cannot be kept is said so, and the run goes on without.
-fn start_record(
-    spec: &PipelineSpec,
-    graph: &Graph,
-    plan: &Plan,
-    folders: &Folders,
-    id: &str,
-    output: &Output,
-) -> Option<Recorder> {
-    let run = NewRun {
-        id,
-        pipeline: &graph.name,
-        profile: graph.profile.as_deref(),
-        path: &spec.path,
-        text: &spec.text,
-        arguments: std::env::args().skip(1).collect(),
-        cache: &folders.cache,
-        exports: &graph.exports,
-        models: models(spec, graph),
-        seed: graph.seed,
-        graph: RunGraph::new(plan.manifests(graph)),
-    };
-    Recorder::start(&folders.runs, run)
-        .map_err(|error| output.warning(&format!("this run is not recorded: {error}")))
-        .ok()
+impl Kept {
+    /// Writes the record to its end, with a page beside it.
+    pub fn close_record(
+        &self,
+        nodes: &[&NodeOutcome],
+        runs: &Path,
+        cache: &Cache,
+        output: &Output,
+    ) {
+        if let Some(problem) = self.record.as_ref().and_then(Recorder::finish) {
+            output.warning(&problem);
+        }
+        if self.record.is_some() {
+            draw_report(nodes, runs, &self.id, cache, output);
+        }
+    }
+
+    /// Sends what is left.
+    pub fn close_tracking(
+        &self,
+        state: RunState,
+        nodes: &[&NodeOutcome],
+        runs: &Path,
+        cache: &Cache,
+        output: &Output,
+    ) {
+        if let Some(tracker) = &self.tracker {
+            tracking::finish(tracker, state, nodes, cache, &runs.join(&self.id), output);
+        }
+    }
+}
+
+/// Several who listen.
+pub struct Listeners<'a>(pub &'a [&'a dyn Sink]);
+
+impl Sink for Listeners<'_> {
+    fn event(&self, event: &Event) {
+        self.0.iter().for_each(|listener| listener.event(event));
+    }
 }
 
 /// Leaves a page beside the record. A run that found everything cached has nothing new to show and must stay quick;
 /// `flow report` draws its page when somebody asks. A page that cannot be drawn is said so, and changes nothing else.
-fn draw_report(outcome: &RunOutcome, runs: &Path, id: &str, cache: &Cache, output: &Output) {
-    if outcome
-        .nodes
-        .iter()
-        .all(|node| node.status == NodeStatus::Cached)
-    {
+fn draw_report(nodes: &[&NodeOutcome], runs: &Path, id: &str, cache: &Cache, output: &Output) {
+    if nodes.iter().all(|node| node.status == NodeStatus::Cached) {
         return;
     }
     let drawn = Run::read(&runs.join(id))
@@ -186,16 +266,18 @@ fn draw_report(outcome: &RunOutcome, runs: &Path, id: &str, cache: &Cache, outpu
     }
 }
 
-/// The models of all nodes by `node.param`, with paths that hold wherever the record is read.
-fn models(spec: &PipelineSpec, graph: &Graph) -> BTreeMap<String, ModelSpec> {
-    let nodes = graph.dag.node_weights();
+/// The models of nodes by `node.param`, with paths that hold wherever the record is read.
+fn models<'a>(
+    spec: &PipelineSpec,
+    nodes: impl Iterator<Item = &'a Node>,
+) -> BTreeMap<String, ModelSpec> {
     let models = nodes.flat_map(|node| {
         node.models.iter().map(|(param, model)| {
             let mut model = model.clone();
             if let Some(path) = &mut model.path {
                 *path = spec.root.join(&*path).display().to_string();
             }
-            (format!("{}.{param}", node.name), model)
+            (format!("{}.{param}", node.base()), model)
         })
     });
     models.collect()
@@ -232,35 +314,52 @@ fn cores() -> u32 {
 
 /// The last lines: what went wrong first, and what was done.
 fn conclude(outcome: &RunOutcome, record: &Path, id: &str, output: &Output) -> Exit {
-    if let Some(failure) = &outcome.headline {
-        let node = failure
-            .node
-            .as_ref()
-            .map(|node| format!("`{node}` failed: "))
-            .unwrap_or_default();
-        output.failure(
-            &format!("{node}{}", failure.message),
-            failure.help.as_deref(),
-        );
-        let log = failure.node.as_ref().map(|node| log_path(record, node));
-        if let Some(log) = log.filter(|log| log.is_file()) {
-            output.tell(&format!(
-                "  {} {}",
-                output.messages.cyan("log:"),
-                display(&log)
-            ));
-        }
-    }
-    output.tell(&summary(outcome, id));
-    match outcome.state {
+    tell_failure(outcome, |_| Some(record.to_owned()), output);
+    output.tell(&summary(outcome, &format!("run {id}")));
+    exit(outcome.state)
+}
+
+pub fn exit(state: RunState) -> Exit {
+    match state {
         RunState::Finished => Exit::Ok,
         RunState::Interrupted => Exit::Interrupted,
         RunState::Failed | RunState::Running => Exit::Failed,
     }
 }
 
+/// What went wrong first, and where its log is; `record` finds the record of a run that has the node.
+pub fn tell_failure(
+    outcome: &RunOutcome,
+    record: impl Fn(&str) -> Option<PathBuf>,
+    output: &Output,
+) {
+    let Some(failure) = &outcome.headline else {
+        return;
+    };
+    let node = failure
+        .node
+        .as_ref()
+        .map(|node| format!("`{node}` failed: "))
+        .unwrap_or_default();
+    output.failure(
+        &format!("{node}{}", failure.message),
+        failure.help.as_deref(),
+    );
+    let log = failure
+        .node
+        .as_ref()
+        .and_then(|node| Some(log_path(&record(node)?, base_name(node))));
+    if let Some(log) = log.filter(|log| log.is_file()) {
+        output.tell(&format!(
+            "  {} {}",
+            output.messages.cyan("log:"),
+            display(&log)
+        ));
+    }
+}
+
 /// `finished in 12.3 s: 3 ran, 9 cached (run 20261123-231501-ab12)`.
-fn summary(outcome: &RunOutcome, id: &str) -> String {
+pub fn summary(outcome: &RunOutcome, what: &str) -> String {
     let count = |status| {
         outcome
             .nodes
@@ -298,7 +397,7 @@ fn summary(outcome: &RunOutcome, id: &str) -> String {
         ""
     };
     format!(
-        "{state} in {}: {counts} (run {id}){again}",
+        "{state} in {}: {counts} ({what}){again}",
         seconds(outcome.seconds)
     )
 }

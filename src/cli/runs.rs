@@ -12,7 +12,7 @@ use super::show::state_text;
 use crate::config::suggest;
 use crate::engine::RunState;
 use crate::runs::{self, Head};
-use crate::ui::{number, seconds, table};
+use crate::ui::{number, plural, seconds, table};
 
 /// List the runs of the project, the newest first
 #[derive(Debug, Args)]
@@ -44,6 +44,10 @@ pub struct Arguments {
     /// Sort by `time` (the longest first) or by a final number (the highest first) instead of by start
     #[arg(long, value_name = "time|METRIC")]
     sort: Option<String>,
+
+    /// List the variants of a matrix one by one, as `--metric` and `--sort` do
+    #[arg(long)]
+    variants: bool,
 
     /// The other way round
     #[arg(long)]
@@ -101,22 +105,71 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     } else if heads.is_empty() {
         output.tell(&format!("none of {recorded} runs is of this kind"));
     } else {
-        let rows: Vec<_> = heads
+        let one_by_one = arguments.variants || arguments.sort.is_some() || !metrics.is_empty();
+        let lines = together(&heads, one_by_one);
+        let rows: Vec<_> = lines
             .iter()
             .take(arguments.limit)
-            .map(|head| row(head, &metrics, output))
+            .map(|heads| match heads {
+                [head] if one_by_one || head.variant.is_none() => row(head, &metrics, output),
+                variants => group_row(variants, output),
+            })
             .collect();
         let mut header = vec!["run", "pipeline", "profile", "state", "time", "nodes"];
         header.extend(arguments.metric.iter().map(String::as_str));
         output.print(&table(&header, &rows, None))?;
-        if heads.len() > arguments.limit {
+        if lines.len() > arguments.limit {
             output.tell(&format!(
                 "{} more; `--limit` shows them",
-                heads.len() - arguments.limit
+                lines.len() - arguments.limit
             ));
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Runs that make a line together: the variants of a matrix, which follow each other.
+fn together(heads: &[Head], one_by_one: bool) -> Vec<&[Head]> {
+    let group = |head: &Head| head.variant.as_ref().map(|variant| variant.group.clone());
+    heads
+        .chunk_by(|a, b| !one_by_one && group(a).is_some() && group(a) == group(b))
+        .collect()
+}
+
+/// All variants of a matrix in one line.
+fn group_row(variants: &[Head], output: &Output) -> Vec<String> {
+    let first = &variants[0];
+    let id = first
+        .variant
+        .as_ref()
+        .map_or(&first.id, |variant| &variant.group);
+    let mut states: Vec<(RunState, u64)> = Vec::new();
+    for head in variants {
+        match states.iter_mut().find(|(state, _)| *state == head.state) {
+            Some((_, count)) => *count += 1,
+            None => states.push((head.state, 1)),
+        }
+    }
+    let state = match states.as_slice() {
+        [(state, _)] => state_text(*state, output.style),
+        several => several
+            .iter()
+            .map(|(state, count)| format!("{count} {}", state_text(*state, output.style)))
+            .collect::<Vec<_>>()
+            .join(", "),
+    };
+    let longest = variants
+        .iter()
+        .filter_map(|head| head.seconds)
+        .max_by(f64::total_cmp);
+    vec![
+        id.clone(),
+        first.pipeline.clone(),
+        first.profile.clone().unwrap_or_default(),
+        state,
+        longest.map(seconds).unwrap_or_default(),
+        plural(variants.len() as u64, "variant"),
+    ]
 }
 
 fn is_wanted(head: &Head, arguments: &Arguments) -> bool {

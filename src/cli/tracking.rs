@@ -10,8 +10,9 @@ use super::folders::environment;
 use super::output::Output;
 use crate::cache::Cache;
 use crate::config::{ArtifactKind, TrackingSpec};
-use crate::engine::{EventKind, NodeState, Plan, RunOutcome, RunState};
-use crate::graph::Graph;
+use crate::engine::{EventKind, NodeOutcome, NodeState, Plan, RunState};
+use crate::graph::{Graph, base_name};
+use crate::runs::VariantOf;
 use crate::tracking::{
     Ending, Mode, NewTracking, Pace, Report, Settings, SettingsError, Sources, Tracker,
 };
@@ -49,24 +50,53 @@ pub fn settings(
     Ok(Some(settings))
 }
 
-/// A run that cannot be tracked is said so, and goes on without; one without a key is only kept.
-pub fn start(
-    settings: &Settings,
-    graph: &Graph,
-    plan: &Plan,
-    runs: &Path,
-    id: &str,
-    output: &Output,
-) -> Option<Tracker> {
+/// Says once where nothing can be sent.
+pub fn warn(settings: &Settings, output: &Output) {
     if settings.mode == Mode::Online && settings.key.is_none() {
         output.warning(&format!(
             "tracking: no API key for {} in `WANDB_API_KEY` or ~/.netrc, so nothing is sent for now",
             settings.base_url.host_str().unwrap_or_default()
         ));
     }
+}
+
+/// The settings of one variant of a matrix: a run of its own in a group, called by what makes it.
+pub fn of_variant(settings: &Settings, variant: &VariantOf) -> Settings {
+    let own = &variant.label;
+    Settings {
+        name: Some(match &settings.name {
+            Some(name) => format!("{name} {own}"),
+            None => own.clone(),
+        }),
+        group: Some(
+            settings
+                .group
+                .clone()
+                .unwrap_or_else(|| variant.group.clone()),
+        ),
+        job_type: Some(
+            settings
+                .job_type
+                .clone()
+                .unwrap_or_else(|| "variant".to_owned()),
+        ),
+        ..settings.clone()
+    }
+}
+
+/// A run that cannot be tracked is said so, and goes on without; one without a key is only kept. `plan` is the run's own part.
+pub fn start(
+    settings: &Settings,
+    graph: &Graph,
+    plan: &Plan,
+    variant: Option<&VariantOf>,
+    runs: &Path,
+    id: &str,
+    output: &Output,
+) -> Option<Tracker> {
     let nodes: Vec<_> = plan
-        .manifests(graph)
-        .map(|(node, _)| (node.name.clone(), node.op.clone()))
+        .nodes_of(graph)
+        .map(|node| (node.base().to_owned(), node.op.clone()))
         .collect();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let new = NewTracking {
@@ -74,7 +104,7 @@ pub fn start(
         runs,
         id,
         request: plan.request(graph),
-        config: config(graph, plan),
+        config: config(graph, plan, variant),
         nodes: &nodes,
         arguments: &arguments,
         describe: plain_line,
@@ -105,26 +135,27 @@ pub fn start(
 /// Adds the files that are there now, sends the rest, and says how that went.
 pub fn finish(
     tracker: &Tracker,
-    outcome: &RunOutcome,
+    state: RunState,
+    nodes: &[&NodeOutcome],
     cache: &Cache,
     record: &Path,
     output: &Output,
 ) {
     add_file(tracker, "report.html", &record.join("report.html"), output);
-    for node in &outcome.nodes {
+    for node in nodes {
         for artifact in node.outputs.values() {
             if artifact.kind == ArtifactKind::Files {
                 let from = cache.object_path(&artifact.digest).join(ADAPTER_CONFIG);
                 add_file(
                     tracker,
-                    &format!("{}/{ADAPTER_CONFIG}", node.name),
+                    &format!("{}/{ADAPTER_CONFIG}", base_name(&node.name)),
                     &from,
                     output,
                 );
             }
         }
     }
-    let report = tracker.finish(match outcome.state {
+    let report = tracker.finish(match state {
         RunState::Finished => 0,
         RunState::Failed | RunState::Running => 1,
         RunState::Interrupted => 130,
@@ -176,7 +207,7 @@ fn add_file(tracker: &Tracker, name: &str, from: &Path, output: &Output) {
 }
 
 /// What the run is, by key: the pipeline, the params of every node, its models and data, fingerprints as far as known.
-fn config(graph: &Graph, plan: &Plan) -> Map<String, Value> {
+fn config(graph: &Graph, plan: &Plan, variant: Option<&VariantOf>) -> Map<String, Value> {
     let (mut params, mut models, mut data) = (Map::new(), Map::new(), Map::new());
     for (node, manifest) in plan.manifests(graph) {
         // Params are kept as JSON text.
@@ -187,7 +218,7 @@ fn config(graph: &Graph, plan: &Plan) -> Map<String, Value> {
             .map(|(name, text)| (name.clone(), value(text)))
             .collect();
         if !own.is_empty() {
-            params.insert(node.name.clone(), Value::Object(own));
+            params.insert(node.base().to_owned(), Value::Object(own));
         }
         for (digests, group) in [
             (&manifest.models, &mut models),
@@ -195,7 +226,7 @@ fn config(graph: &Graph, plan: &Plan) -> Map<String, Value> {
         ] {
             let named = digests
                 .iter()
-                .map(|(name, digest)| (format!("{}.{name}", node.name), json!(digest)));
+                .map(|(name, digest)| (format!("{}.{name}", node.base()), json!(digest)));
             group.extend(named);
         }
     }
@@ -203,7 +234,9 @@ fn config(graph: &Graph, plan: &Plan) -> Map<String, Value> {
         .nodes
         .iter()
         .filter_map(|node| match &node.state {
-            NodeState::Cached { fingerprint, .. } => Some((&node.name, fingerprint.to_string())),
+            NodeState::Cached { fingerprint, .. } => {
+                Some((base_name(&node.name), fingerprint.to_string()))
+            }
             _ => None,
         })
         .collect();
@@ -217,8 +250,11 @@ fn config(graph: &Graph, plan: &Plan) -> Map<String, Value> {
         ("data", Value::Object(data)),
         ("fingerprints", json!(known)),
     ];
+    // By key, as the pipeline writes them: what people filter and group by.
+    let own = variant.map(|variant| ("matrix", json!(Map::from_iter(variant.params.clone()))));
     entries
         .into_iter()
+        .chain(own)
         .map(|(key, value)| (key.to_owned(), value))
         .collect()
 }

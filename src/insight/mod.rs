@@ -9,6 +9,7 @@ pub mod prov;
 pub mod report;
 pub mod trace;
 
+mod direction;
 mod numbers;
 mod page;
 mod roles;

@@ -7,6 +7,9 @@ use crate::metrics::Interval;
 pub struct Decimals(usize);
 
 impl Decimals {
+    /// Whole numbers.
+    pub const NONE: Self = Self(0);
+
     /// For values up to the largest of these.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let largest = values

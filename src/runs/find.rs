@@ -16,17 +16,23 @@ pub enum FindError {
     TooFew { name: String, count: usize },
     #[error("`{name}` could be {}", .ids.join(", "))]
     Ambiguous { name: String, ids: Vec<String> },
+    #[error("{group} is a matrix of {} runs", .ids.len())]
+    Group { group: String, ids: Vec<String> },
     #[error(transparent)]
     Io(#[from] std::io::Error),
 }
 
 impl FindError {
     /// The next step, where there is one to name.
-    pub fn help(&self) -> Option<&'static str> {
+    pub fn help(&self) -> Option<String> {
         match self {
-            Self::None(_) => Some("`flow run PIPELINE` makes the first"),
-            Self::Unknown(_) | Self::TooFew { .. } => Some("`flow runs` lists them"),
-            Self::Ambiguous { .. } => Some("give more of it"),
+            Self::None(_) => Some("`flow run PIPELINE` makes the first".to_owned()),
+            Self::Unknown(_) | Self::TooFew { .. } => Some("`flow runs` lists them".to_owned()),
+            Self::Ambiguous { .. } => Some("give more of it".to_owned()),
+            Self::Group { group, ids } => Some(format!(
+                "name one, such as {}; `flow compare {group}` shows them all",
+                ids.last().map_or("", String::as_str)
+            )),
             Self::Io(_) => None,
         }
     }
@@ -75,11 +81,54 @@ pub fn find(runs: &Path, name: &str) -> Result<PathBuf, FindError> {
         (_, Some(exact)) => Ok(runs.join(&fitting[exact])),
         (1, None) => Ok(runs.join(fitting.remove(0))),
         (0, None) => Err(FindError::Unknown(name.to_owned())),
-        (_, None) => Err(FindError::Ambiguous {
-            name: name.to_owned(),
-            ids: fitting,
+        (_, None) => Err(match common_group(runs, &fitting) {
+            Some(group) => FindError::Group {
+                group,
+                ids: fitting,
+            },
+            None => FindError::Ambiguous {
+                name: name.to_owned(),
+                ids: fitting,
+            },
         }),
     }
+}
+
+/// The matrix that all of these runs are of.
+fn common_group(runs: &Path, ids: &[String]) -> Option<String> {
+    let group = |id: &String| Some(Head::read(&runs.join(id)).ok()?.variant?.group);
+    let first = group(ids.first()?)?;
+    ids.iter()
+        .all(|id| group(id).as_ref() == Some(&first))
+        .then_some(first)
+}
+
+/// The folders of all runs of the matrix that `name` means, in the order of its variants; `None` where it means a run by itself.
+pub fn find_group(runs: &Path, name: &str) -> Result<Option<Vec<PathBuf>>, FindError> {
+    let group = match find(runs, name) {
+        Err(FindError::Group { group, .. }) => group,
+        // Of a matrix, `latest` is the whole.
+        Ok(folder) if name.starts_with("latest") => match Head::read(&folder)?.variant {
+            Some(variant) => variant.group,
+            None => return Ok(None),
+        },
+        Ok(folder) => match folder.file_name().and_then(|id| id.to_str()) {
+            // The one variant of a matrix, named by the whole.
+            Some(id) if id != name => match Head::read(&folder)?.variant {
+                Some(variant) if name.len() <= variant.group.len() => variant.group,
+                _ => return Ok(None),
+            },
+            _ => return Ok(None),
+        },
+        Err(error) => return Err(error),
+    };
+    let is_member = |id: &String| {
+        id.strip_prefix(group.as_str())
+            .is_some_and(|rest| rest.starts_with('-'))
+    };
+    let mut members: Vec<String> = ids(runs)?.into_iter().filter(is_member).collect();
+    members.reverse();
+    Ok(Some(members.into_iter().map(|id| runs.join(id)).collect()))
 }
 
 /// The heads of all runs, the newest first. A record that cannot be read is left out.

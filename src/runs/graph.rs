@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::graph::{Manifest, Node};
+use crate::graph::{Manifest, Node, base_name};
 
 /// The nodes a run is about, each after all it reads.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -42,7 +42,7 @@ impl std::fmt::Display for Origin {
 }
 
 impl RunGraph {
-    /// Of nodes with their manifests, in order.
+    /// Of nodes with their manifests, in order, by the names they have without a matrix.
     pub fn new<'a>(nodes: impl IntoIterator<Item = (&'a Node, Manifest)>) -> Self {
         let nodes = nodes
             .into_iter()
@@ -70,7 +70,7 @@ impl GraphNode {
     fn new(node: &Node, manifest: Manifest) -> Self {
         let inputs = node.inputs.iter().map(|input| {
             let origin = Origin {
-                node: input.node.clone(),
+                node: base_name(&input.node).to_owned(),
                 output: input.output.clone(),
             };
             (input.port.clone(), origin)
@@ -85,7 +85,7 @@ impl GraphNode {
             Some((param.clone(), name))
         });
         Self {
-            name: node.name.clone(),
+            name: node.base().to_owned(),
             stage: node.stage.clone(),
             op: node.op.clone(),
             inputs: inputs.collect(),

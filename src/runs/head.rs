@@ -47,9 +47,26 @@ pub struct Head {
     pub metrics: BTreeMap<String, f64>,
     /// What went wrong first.
     pub error: Option<String>,
+    /// Which variant of a matrix it is; null for a run by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<VariantOf>,
     /// The machine.
     #[serde(default)]
     pub environment: Environment,
+}
+
+/// A run's place in a matrix.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VariantOf {
+    /// The id of the whole: the runs of all variants name the same.
+    pub group: String,
+    /// `r=8,learning_rate=0.0005`.
+    pub label: String,
+    /// The values that make the variant, by key, in the order of the matrix.
+    pub params: Vec<(String, serde_json::Value)>,
+    /// How many nodes it has, and how many that no other variant has.
+    pub nodes: usize,
+    pub own_nodes: usize,
 }
 
 /// The JSON Schema of `run.json`.

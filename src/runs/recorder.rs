@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use fs_err as fs;
 
-use super::{Environment, Head, RunGraph};
+use super::{Environment, Head, RunGraph, VariantOf};
 use crate::config::ModelSpec;
 use crate::engine::{Event, EventKind, NodeStatus, RunState, Sink};
 use crate::failpoint;
@@ -35,6 +35,7 @@ pub struct NewRun<'a> {
     /// [`Head::models`].
     pub models: BTreeMap<String, ModelSpec>,
     pub seed: u64,
+    pub variant: Option<VariantOf>,
     pub graph: RunGraph,
 }
 
@@ -85,6 +86,7 @@ impl Recorder {
             counts: Default::default(),
             metrics: Default::default(),
             error: None,
+            variant: run.variant.clone(),
             environment: Environment::look(),
         };
         write_head(&folder, &head)?;
@@ -229,6 +231,12 @@ impl Files {
             EventKind::RunFinished { state, seconds } => {
                 self.head.state = *state;
                 self.head.seconds = Some(*seconds);
+                // A variant of a matrix may be over long before the process is.
+                if self.head.variant.is_some() {
+                    line_to(&mut self.events, event)?;
+                    self.flush()?;
+                    return write_head(&self.folder, &self.head);
+                }
             }
             _ => {}
         }

@@ -18,14 +18,16 @@ pub struct Bucket {
 
 /// Makes the run, or reopens it; sending it twice is harmless.
 pub fn upsert(client: &Client, head: &Head, sent: &Sent) -> Result<Bucket, Failure> {
-    const QUERY: &str = "mutation UpsertBucket($id:String,$name:String,$project:String,$entity:String,$displayName:String,$config:JSONString) {
-  upsertBucket(input:{id:$id,name:$name,modelName:$project,entityName:$entity,displayName:$displayName,config:$config}) {
+    const QUERY: &str = "mutation UpsertBucket($id:String,$name:String,$project:String,$entity:String,$groupName:String,$jobType:String,$displayName:String,$config:JSONString) {
+  upsertBucket(input:{id:$id,name:$name,modelName:$project,entityName:$entity,groupName:$groupName,jobType:$jobType,displayName:$displayName,config:$config}) {
     bucket { id name project { name entity { name } } } } }";
     let variables = json!({
         "id": sent.storage_id,
         "name": head.id,
         "project": head.project,
         "entity": sent.entity.as_ref().or(head.entity.as_ref()),
+        "groupName": head.group,
+        "jobType": head.job_type,
         "displayName": head.name,
         "config": head.config_document().to_string(),
     });

@@ -17,6 +17,10 @@ pub struct Head {
     /// As asked for; the server's answer is in `sent.json`.
     pub entity: Option<String>,
     pub project: String,
+    #[serde(default)]
+    pub group: Option<String>,
+    #[serde(default)]
+    pub job_type: Option<String>,
     /// What the run was asked to do. A later run that asks for the same continues this one, unless it has finished.
     pub request: Digest,
     /// Unix seconds.
@@ -95,6 +99,8 @@ pub(super) mod tests {
             base_url: "http://127.0.0.1:9".into(),
             entity: None,
             project: "p".into(),
+            group: None,
+            job_type: None,
             request: Digest::of("request"),
             started: 1_795_455_344.5,
             attempts: 1,

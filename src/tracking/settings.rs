@@ -49,6 +49,10 @@ pub struct Settings {
     pub project: String,
     /// What the run is called; by default its id.
     pub name: Option<String>,
+    /// Runs that belong together; by default the variants of a matrix do.
+    pub group: Option<String>,
+    /// What the run is among those of its group.
+    pub job_type: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -132,6 +136,8 @@ impl Sources<'_> {
                 .or_else(|| self.spec.and_then(|spec| spec.entity.clone())),
             project,
             name: self.variable("WANDB_NAME"),
+            group: self.variable("WANDB_RUN_GROUP"),
+            job_type: self.variable("WANDB_JOB_TYPE"),
         }))
     }
 
@@ -255,6 +261,8 @@ mod tests {
             ("WANDB_PROJECT", "other"),
             ("WANDB_ENTITY", "me"),
             ("WANDB_NAME", "first try"),
+            ("WANDB_RUN_GROUP", "ranks"),
+            ("WANDB_JOB_TYPE", "train"),
             ("WANDB_MODE", "online"),
         ];
         let settings = resolve(&variables, Some(&spec(Some("offline"))), "")
@@ -265,6 +273,8 @@ mod tests {
         assert_eq!(settings.entity.as_deref(), Some("me"));
         assert_eq!(settings.project, "other");
         assert_eq!(settings.name.as_deref(), Some("first try"));
+        assert_eq!(settings.group.as_deref(), Some("ranks"));
+        assert_eq!(settings.job_type.as_deref(), Some("train"));
         assert_eq!(settings.key, None);
     }
 

@@ -328,6 +328,8 @@ fn place(new: &NewTracking) -> io::Result<(PathBuf, Head, Lock, Option<String>)>
         std::os::unix::fs::symlink(Path::new("..").join(&head.id).join("tracking"), &own)?;
         head.attempts += 1;
         head.exit_code = None;
+        // The runs of one matrix stay together when some of them go on and others begin.
+        head.group.clone_from(&settings.group);
         let earlier = head.id.clone();
         return Ok((folder, head, lock, Some(earlier)));
     }
@@ -341,6 +343,8 @@ fn place(new: &NewTracking) -> io::Result<(PathBuf, Head, Lock, Option<String>)>
         base_url: settings.base_url.to_string(),
         entity: settings.entity.clone(),
         project: settings.project.clone(),
+        group: settings.group.clone(),
+        job_type: settings.job_type.clone(),
         request: new.request,
         started: now(),
         attempts: 1,

@@ -14,6 +14,7 @@ mod faults;
 mod interruption;
 #[cfg(feature = "torch")]
 mod language_model;
+mod matrix;
 mod medquad;
 mod pages;
 mod provenance;

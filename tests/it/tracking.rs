@@ -29,6 +29,8 @@ fn settings(url: &str) -> Settings {
         entity: None,
         project: "qa".into(),
         name: Some("first try".into()),
+        group: None,
+        job_type: None,
     }
 }
 

@@ -4,6 +4,8 @@
 
 mod curves;
 mod datasets;
+mod group;
+mod group_page;
 mod metrics;
 mod nodes;
 mod page;
@@ -14,6 +16,8 @@ use serde::Serialize;
 
 pub use curves::CurveRow;
 pub use datasets::{Dataset, Example};
+pub use group::{Group, GroupMetric, VariantRow, group};
+pub use group_page::group_page;
 pub use metrics::{Change, MetricRow, Number, Sample};
 pub use nodes::{NodeRow, Part, RowCount};
 pub use page::{letter, page};

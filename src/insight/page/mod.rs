@@ -5,7 +5,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Error, UndefinedBehavior, Value};
 use serde::Serialize;
 
-/// Fills a template (`report.html`, `compare.html`).
+/// Fills a template (`report.html`, `compare.html`, `group.html`).
 pub(super) fn render(template: &str, page: &impl Serialize) -> Result<String, Error> {
     let mut templates = Environment::new();
     templates.set_undefined_behavior(UndefinedBehavior::Strict);
@@ -19,6 +19,7 @@ pub(super) fn render(template: &str, page: &impl Serialize) -> Result<String, Er
     templates.add_template("parts.html", include_str!("parts.html"))?;
     templates.add_template("report.html", include_str!("report.html"))?;
     templates.add_template("compare.html", include_str!("compare.html"))?;
+    templates.add_template("group.html", include_str!("group.html"))?;
     templates
         .get_template(template)?
         .render(Value::from(Serde(page)))

@@ -100,6 +100,8 @@ impl<W: io::Write> Writer<W> {
             config: Some(Config {
                 update: update.collect(),
             }),
+            run_group: head.group.clone().unwrap_or_default(),
+            job_type: head.job_type.clone().unwrap_or_default(),
             display_name: head.name.clone(),
             start_time: Some(timestamp(head.started)),
         }))?;

@@ -74,6 +74,10 @@ pub struct Run {
     pub project: String,
     #[prost(message, optional, tag = "4")]
     pub config: Option<Config>,
+    #[prost(string, tag = "6")]
+    pub run_group: String,
+    #[prost(string, tag = "7")]
+    pub job_type: String,
     #[prost(string, tag = "8")]
     pub display_name: String,
     #[prost(message, optional, tag = "17")]

@@ -13,7 +13,5 @@ mod tracking_server;
 pub mod tuned;
 
 pub use judge::judge;
-#[cfg(feature = "torch")]
-pub use project::Outcome;
-pub use project::{Project, text_of};
+pub use project::{Outcome, Project, text_of};
 pub use tracking_server::{Fault, KEY, TrackingServer};

@@ -73,8 +73,10 @@ impl Project {
             "WANDB_BASE_URL",
             "WANDB_ENTITY",
             "WANDB_MODE",
+            "WANDB_JOB_TYPE",
             "WANDB_NAME",
             "WANDB_PROJECT",
+            "WANDB_RUN_GROUP",
         ] {
             command.env_remove(name);
         }
@@ -220,8 +222,14 @@ fn without_times(text: &str) -> String {
                     .to_owned()
             };
             let word = bare(&words[place]);
-            if word.len() == 20 && word.starts_with("20") && word.matches('-').count() == 2 {
-                words[place] = words[place].replace(&word, "[run]");
+            // The run of a variant has the variant's number behind the matrix's id.
+            let id = word.get(..20).unwrap_or_default().to_owned();
+            let number = word.get(20..).unwrap_or_default();
+            if id.starts_with("20")
+                && id.matches('-').count() == 2
+                && (number.is_empty() || number.starts_with('-'))
+            {
+                words[place] = words[place].replace(&id, "[run]");
             }
             if word.parse::<f64>().is_ok()
                 && words

@@ -39,6 +39,8 @@ pub enum Fault {
 pub struct Run {
     pub project: String,
     pub display_name: String,
+    pub group: String,
+    pub job_type: String,
     pub config: Value,
     pub history: Vec<String>,
     pub events: Vec<String>,
@@ -261,6 +263,8 @@ impl State {
                 let run = self.runs.entry(id.clone()).or_default();
                 run.project = text("project");
                 run.display_name = text("displayName");
+                run.group = text("groupName");
+                run.job_type = text("jobType");
                 run.config = serde_json::from_str(&text("config")).unwrap_or_default();
                 run.exit_code = None;
                 let entity = variables["entity"].as_str().unwrap_or("owner");
