@@ -43,6 +43,8 @@ pub(super) struct Database {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The file could not be opened or made: what it holds is not known.
+    doubtful: bool,
     root: Option<Connection>,
     users: usize,
     idle_since: Option<Instant>,
@@ -81,7 +83,13 @@ impl Database {
         let mut state = self.state();
         let root = match state.root.take() {
             Some(root) => root,
-            None => self.open()?,
+            None => {
+                let opened = self.open();
+                state.doubtful |= opened
+                    .as_ref()
+                    .is_err_and(|error| !matches!(error, CacheError::Busy { .. }));
+                opened?
+            }
         };
         let connection = root.try_clone();
         state.root = Some(root);
@@ -92,6 +100,11 @@ impl Database {
             connection: Some(connection),
             database: self,
         })
+    }
+
+    /// Whether the file failed to open, so that nothing that was read before can speak for it.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.state().doubtful
     }
 
     /// Opens the file; where another process has it open, tries again for some seconds.

@@ -125,7 +125,8 @@ impl Layout {
             remove(&leftover?.path())?;
         }
         if !known {
-            fs::write(self.root.join("layout"), format!("{LAYOUT}\n"))?;
+            let version = format!("{LAYOUT}\n");
+            crate::atomic::write_durable(&self.root.join("layout"), version.as_bytes())?;
         }
         Ok(())
     }

@@ -353,6 +353,10 @@ impl Cache {
         committer.flush()?;
         self.stats.save(&self.layout.stats())?;
         self.database.close_if_idle(Duration::ZERO);
+        if self.database.is_doubtful() {
+            // The next run must look at the file itself, and makes it anew where it is damaged.
+            return Ok(remove(&self.layout.snapshot())?);
+        }
         let mut known = self.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Snapshot::refresh(&self.layout, &self.index(), &mut known)?)
     }

@@ -67,8 +67,12 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     let folders = Folders::of_pipeline(&spec);
     let cancel = CancelToken::default();
     interrupt::cancel_on_signal(&cancel, *output)?;
-    let id = runs::new_id();
+    let mut id = runs::new_id(&folders.runs)?;
     let cache = open_cache(&folders, &id, &cancel, output)?;
+    if folders.runs.join(&id).exists() {
+        // The run that was waited for took it too, as may be after the clock was set back.
+        id = runs::new_id(&folders.runs)?;
+    }
     let screen = output.sink();
     let outside = Outside {
         root: &folders.root,

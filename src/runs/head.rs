@@ -92,11 +92,3 @@ fn is_alive(folder: &Path) -> bool {
         Ok(Ok(()) | Err(TryLockError::Error(_))) | Err(_) => false,
     }
 }
-
-/// A new run id: UTC to the second, then the fraction of the second as four hexadecimal digits. So ids sort by time, and two
-/// runs share one only if they start within 15 µs.
-pub fn new_id() -> String {
-    let now = jiff::Timestamp::now();
-    let fraction = now.subsec_nanosecond().unsigned_abs() as u64 * 0x1_0000 / 1_000_000_000;
-    format!("{}-{fraction:04x}", now.strftime("%Y%m%d-%H%M%S"))
-}

@@ -21,7 +21,7 @@ stages:
   counted: { uses: sql, inputs: { kept: kept }, with: { query: 'select count(*) as n from kept' } }
 "#;
 
-fn mixed() -> Project {
+pub fn mixed() -> Project {
     let rows: String = (0..40).map(|n| format!("r{n:02},question {n}\n")).collect();
     Project::with_pipeline(MIXED)
         .file("rows.csv", &format!("id,question\n{rows}"))
@@ -38,7 +38,7 @@ fn run_with(project: &Project, failpoints: &str) -> Output {
 }
 
 /// Node, output and digest of everything the latest run gave.
-fn digests(project: &Project) -> Vec<String> {
+pub fn digests(project: &Project) -> Vec<String> {
     let run = project.latest();
     let mut digests = Vec::new();
     for node in run["nodes"].as_array().unwrap() {
@@ -55,7 +55,7 @@ fn digests(project: &Project) -> Vec<String> {
 
 /// After whatever happened: the same command ends well, with what an undisturbed run gives, and a cache without a fault.
 #[track_caller]
-fn assert_recovers(project: &Project, undisturbed: &[String], what: &str) {
+pub fn assert_recovers(project: &Project, undisturbed: &[String], what: &str) {
     let outcome = project.flow(&["run", "pipelines/p.yaml"]);
     assert_eq!(outcome.code, 0, "after {what}:\n{}", outcome.stderr);
     assert_eq!(digests(project), undisturbed, "after {what}");
@@ -66,7 +66,7 @@ fn assert_recovers(project: &Project, undisturbed: &[String], what: &str) {
     assert_eq!(project.ran(), Vec::<String>::new(), "after {what}");
 }
 
-fn undisturbed() -> Vec<String> {
+pub fn undisturbed() -> Vec<String> {
     let project = mixed();
     project.run();
     digests(&project)
@@ -269,7 +269,7 @@ fn campaign(make: impl Fn() -> Project, wanted: u32) {
 }
 
 /// A few, so that the tests stay quick; `make faults` asks for hundreds.
-fn wanted() -> u32 {
+pub fn wanted() -> u32 {
     std::env::var("KILLS").map_or(10, |number| number.parse().expect("KILLS is a number"))
 }
 

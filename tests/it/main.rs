@@ -8,6 +8,7 @@ mod commands;
 mod compare;
 mod curves;
 mod data;
+mod disk_and_clock;
 #[cfg(feature = "torch")]
 mod exports;
 mod faults;

@@ -1,5 +1,6 @@
 //! What the tests share.
 
+mod faulty;
 pub mod json_schema;
 mod judge;
 mod medical;
@@ -12,6 +13,7 @@ mod tracking_server;
 #[cfg(feature = "torch")]
 pub mod tuned;
 
+pub use faulty::faulty;
 pub use judge::judge;
 pub use project::{Outcome, Project, text_of};
 pub use tracking_server::{Fault, KEY, TrackingServer};
