@@ -4,7 +4,8 @@
 #   make lint     set up, then format check and clippy, warnings as errors
 #   make bench-engine  what the engine itself costs per stage, beside make and ninja
 #   make bench-cpu     judge, generation and training on this CPU, beside transformers + PEFT (PEER: a Python that has both)
-#   make faults   kills at KILLS (500) random moments and compares with an undisturbed run
+#   make faults   kills at KILLS (500) random moments, as many disks that fail, compared with undisturbed runs
+#   make soak     results of 50 GB in sparse files, and a cache that must stay under a cap
 #   make fuzz     a million damaged inputs for each reader (FUZZ_INPUTS)
 #   make check-tracking  the W&B protocol against programs by others, where PyPI can be reached
 #   make check-medquad   a real run tracked, killed, resumed, compared, served and looked at; minutes
@@ -16,7 +17,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test binaries build install setup lint faults fuzz bench-engine bench-cpu check-tracking check-medquad check-exports
+.PHONY: run test binaries build install setup lint faults soak fuzz bench-engine bench-cpu check-tracking check-medquad check-exports
 
 export FLOW_HOME ?= $(HOME)/.cache/flow
 export LIBTORCH_USE_PYTORCH := 1
@@ -53,7 +54,11 @@ lint: setup
 
 faults: export KILLS ?= 500
 faults: setup
-	cargo test --locked --test it -- faults:: --nocapture --test-threads=1
+	cargo test --locked --test it -- faults:: disk_and_clock:: --nocapture --test-threads=1
+
+soak: export SOAK_MIB ?= 1024
+soak: setup
+	cargo test --locked --test it -- soak:: --nocapture --test-threads=1
 
 fuzz: export FUZZ_INPUTS ?= 1000000
 fuzz: setup

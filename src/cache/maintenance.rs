@@ -32,11 +32,24 @@ pub struct Size {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Collected {
+    /// Runs whose results all stayed.
+    pub kept_runs: usize,
+    /// What the artifacts that stayed hold, in bytes.
+    pub kept_bytes: u64,
     pub entries: usize,
     pub tables: usize,
     pub objects: usize,
     /// What the cache folder shrank by.
     pub bytes: u64,
+}
+
+/// What `gc` leaves.
+#[derive(Debug, Default)]
+struct Cut {
+    runs: usize,
+    entries: HashSet<Fingerprint>,
+    live: HashSet<Digest>,
+    bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -83,15 +96,21 @@ impl Cache {
 
     /// Drops every result whose fingerprint is not in `keep`, and files and tables that then nothing names.
     ///
-    /// `keep` is ordered, the dearest first; with `max_bytes` it is cut off where the artifacts would exceed them.
-    /// Verdicts stay: they are small and cost the most to make.
+    /// `keep` is a list of runs, the dearest first. With `max_bytes` it is cut off at the run with which the artifacts would
+    /// exceed them: a run is kept whole or not at all, and the first always. Verdicts stay: they are small and cost the
+    /// most to make.
     pub fn gc(
         &self,
-        keep: &[Fingerprint],
+        keep: &[Vec<Fingerprint>],
         max_bytes: Option<u64>,
     ) -> Result<Collected, CacheError> {
         let before = bytes_in(self.folder())?;
-        let (entries, live) = self.cut(keep, max_bytes);
+        let Cut {
+            runs: kept_runs,
+            entries,
+            live,
+            bytes: kept_bytes,
+        } = self.cut(keep, max_bytes);
         let dead_entries: Vec<Fingerprint> = self
             .index()
             .entries()
@@ -105,6 +124,8 @@ impl Cache {
             .cloned()
             .collect();
         let mut collected = Collected {
+            kept_runs,
+            kept_bytes,
             entries: dead_entries.len(),
             ..Collected::default()
         };
@@ -148,32 +169,34 @@ impl Cache {
         Ok(collected)
     }
 
-    /// Which entries fit into `max_bytes`, and the digests they name.
-    fn cut(
-        &self,
-        keep: &[Fingerprint],
-        max_bytes: Option<u64>,
-    ) -> (HashSet<Fingerprint>, HashSet<Digest>) {
+    /// Which runs fit into `max_bytes`, the first of them always, and what they need.
+    fn cut(&self, keep: &[Vec<Fingerprint>], max_bytes: Option<u64>) -> Cut {
         let index = self.index();
-        let (mut entries, mut live, mut total) = (HashSet::new(), HashSet::new(), 0u64);
-        for entry in keep
-            .iter()
-            .filter_map(|fingerprint| index.entry(fingerprint))
-        {
-            let new: HashMap<Digest, u64> = entry
-                .outputs
-                .values()
-                .filter(|artifact| !live.contains(&artifact.digest))
+        let mut cut = Cut::default();
+        for run in keep {
+            let entries: Vec<_> = run
+                .iter()
+                .filter_map(|fingerprint| index.entry(fingerprint))
+                .collect();
+            let new: HashMap<Digest, u64> = entries
+                .iter()
+                .flat_map(|entry| entry.outputs.values())
+                .filter(|artifact| !cut.live.contains(&artifact.digest))
                 .map(|artifact| (artifact.digest, artifact.bytes))
                 .collect();
-            total = total.saturating_add(new.values().sum());
-            if max_bytes.is_some_and(|max| total > max) {
+            let total = new
+                .values()
+                .fold(cut.bytes, |total, more| total.saturating_add(*more));
+            if cut.runs > 0 && max_bytes.is_some_and(|max| total > max) {
                 break;
             }
-            live.extend(new.into_keys());
-            entries.insert(entry.fingerprint);
+            cut.bytes = total;
+            cut.live.extend(new.into_keys());
+            cut.entries
+                .extend(entries.iter().map(|entry| entry.fingerprint));
+            cut.runs += 1;
         }
-        (entries, live)
+        cut
     }
 
     /// Takes entries and artifacts out of database and memory in one transaction; files are left to the caller.

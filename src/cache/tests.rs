@@ -211,7 +211,9 @@ fn gc_keeps_what_is_named_and_gives_the_rest_back() {
     let other = commit(&cache, 20, files(&cache, "text"));
     let dearest = commit(&cache, 21, files(&cache, "dear"));
     cache.flush().unwrap();
-    let collected = cache.gc(&[dearest, kept, other], Some(2_000_000)).unwrap();
+    let runs = [vec![dearest], vec![kept, dearest], vec![other]];
+    let collected = cache.gc(&runs, Some(2_000_000)).unwrap();
+    assert_eq!(collected.kept_runs, 3);
     assert_eq!(
         (collected.entries, collected.tables, collected.objects),
         (10, 10, 0)
@@ -230,10 +232,17 @@ fn gc_keeps_what_is_named_and_gives_the_rest_back() {
             damaged: Vec::new()
         }
     );
-    let collected = cache.gc(&[dearest, kept, other], Some(100)).unwrap();
+    // The second run does not fit, and nothing after it is kept in its stead.
+    let collected = cache.gc(&runs, Some(100)).unwrap();
     assert_eq!(
         (collected.entries, collected.tables, collected.objects),
         (2, 1, 1)
+    );
+    // The first is kept whole, whatever it takes.
+    let first = cache.gc(&runs, Some(0)).unwrap();
+    assert_eq!(
+        (first.entries, first.kept_runs, first.kept_bytes),
+        (0, 1, 13)
     );
     assert!(collected.bytes > 500_000, "{collected:?}");
     drop(cache);

@@ -9,7 +9,7 @@ use super::output::Output;
 use crate::cache::{Cache, CacheError, Holder, RunLock};
 use crate::graph::Fingerprint;
 use crate::runs;
-use crate::ui::{bytes, count, table};
+use crate::ui::{bytes, count, plural, table};
 
 /// Look after the cache of the project
 #[derive(Debug, Args)]
@@ -32,7 +32,7 @@ enum Action {
         #[arg(long, value_name = "N", default_value_t = 10)]
         keep_runs: usize,
 
-        /// Keep at most this much of it, the latest first, such as `20GiB`
+        /// Keep only as many of them as fit into this size, such as `20GiB`; the latest is kept always
         #[arg(long, value_name = "SIZE", value_parser = parse_size)]
         max_size: Option<u64>,
     },
@@ -97,19 +97,31 @@ fn gc(
             "`--keep-runs 0` drops all of them",
         ));
     }
-    let mut keep: Vec<Fingerprint> = Vec::new();
+    let mut keep: Vec<Vec<Fingerprint>> = Vec::new();
     for head in heads.iter().take(keep_runs) {
         let view = runs::show(&folders.runs.join(&head.id))?;
-        keep.extend(view.nodes.iter().filter_map(|node| node.fingerprint));
+        keep.push(
+            view.nodes
+                .iter()
+                .filter_map(|node| node.fingerprint)
+                .collect(),
+        );
     }
-    let mut seen = std::collections::HashSet::new();
-    keep.retain(|fingerprint| seen.insert(*fingerprint));
     let collected = open(folders, "cache gc", output)?.gc(&keep, max_size)?;
+    if let Some(max) = max_size.filter(|&max| collected.kept_bytes > max) {
+        output.warning(&format!(
+            "the latest run alone needs {}, more than {}; `--keep-runs 0` drops it too",
+            bytes(collected.kept_bytes),
+            bytes(max)
+        ));
+    }
     if json {
         output.print_json(&json!(collected))?;
     } else {
         let text = format!(
-            "dropped {} results ({} tables, {} sets of files), {} smaller",
+            "kept what {} used, {}; dropped {} results ({} tables, {} sets of files), {} smaller",
+            plural(collected.kept_runs as u64, "run"),
+            bytes(collected.kept_bytes),
             collected.entries,
             collected.tables,
             collected.objects,
