@@ -69,7 +69,7 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     interrupt::cancel_on_signal(&cancel, *output)?;
     let mut id = runs::new_id(&folders.runs)?;
     let cache = open_cache(&folders, &id, &cancel, output)?;
-    if folders.runs.join(&id).exists() {
+    if runs::is_taken(&folders.runs, &id) {
         // The run that was waited for took it too, as may be after the clock was set back.
         id = runs::new_id(&folders.runs)?;
     }

@@ -31,6 +31,17 @@ pub fn new_id(runs: &Path) -> std::io::Result<String> {
     Ok(id.to_string())
 }
 
+/// Whether a run, or a variant of one, has this id.
+pub fn is_taken(runs: &Path, id: &str) -> bool {
+    let folders = fs::read_dir(runs).into_iter().flatten().flatten();
+    folders.into_iter().any(|folder| {
+        folder
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.starts_with(id))
+    })
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Id {
     second: DateTime,
@@ -48,8 +59,11 @@ impl Id {
     }
 
     fn parse(name: &str) -> Option<Self> {
-        let (second, tick) = name.rsplit_once('-')?;
-        let tick = (tick.len() == 4)
+        // The variants of a matrix have their number behind it.
+        let (id, rest) = name.split_at_checked(20)?;
+        let (second, tick) = id.rsplit_once('-')?;
+        let is_id = tick.len() == 4 && (rest.is_empty() || rest.starts_with('-'));
+        let tick = is_id
             .then(|| u64::from_str_radix(tick, 16).ok())
             .flatten()?;
         let second = DateTime::strptime(SECOND, second).ok()?;
@@ -83,6 +97,7 @@ mod tests {
         let time: Timestamp = "2026-11-24T00:18:35.2488Z".parse().unwrap();
         assert_eq!(Id::of(time).to_string(), "20261124-001835-3fb1");
         assert_eq!(Id::parse("20261124-001835-3fb1"), Some(Id::of(time)));
+        assert_eq!(Id::parse("20261124-001835-3fb1-07"), Some(Id::of(time)));
         assert_eq!(Id::parse("notes"), None);
         assert_eq!(Id::parse("20261124-001835-group"), None);
     }
@@ -98,6 +113,7 @@ mod tests {
         assert_eq!(second, "30000101-000000-0000");
         assert!(first < second);
         fs::create_dir(runs.path().join(&second)).unwrap();
+        assert!(is_taken(runs.path(), &second) && !is_taken(runs.path(), &first));
         assert_eq!(new_id(runs.path()).unwrap(), "30000101-000000-0001");
     }
 }

@@ -32,7 +32,7 @@ pub use environment::Environment;
 pub use find::{FindError, find, find_group, list};
 pub use graph::{GraphNode, Origin, RunGraph};
 pub use head::{Head, VariantOf, head_schema};
-pub use id::new_id;
+pub use id::{is_taken, new_id};
 pub use outputs::OutputError;
 pub use recorder::{NewRun, Recorder, log_path};
 pub use run::{NodeOutput, Run};
