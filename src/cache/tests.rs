@@ -37,6 +37,7 @@ fn manifest(seed: u64) -> Manifest {
         outputs: Vec::new(),
         seed,
         resources: Resources::default(),
+        job: crate::config::JobSpec::default(),
     };
     Manifest::new(&node, BTreeMap::new(), BTreeMap::new(), BTreeMap::new())
 }

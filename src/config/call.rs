@@ -2,8 +2,9 @@
 
 use super::diagnostic::{Diagnostic, Problems};
 use super::fields::{self, Fields, expected};
+use super::job::JobSpec;
 use super::source::Span;
-use super::yaml::{Entry, Kind, Yaml};
+use super::yaml::{Entry, Kind};
 
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -15,8 +16,8 @@ pub struct Call {
     pub uses_span: Span,
     pub with: Vec<Entry>,
     pub inputs: Vec<InputRef>,
-    pub cpu: Option<u32>,
-    pub gpu: Option<u32>,
+    /// `resources:` of a stage.
+    pub job: JobSpec,
 }
 
 /// An input and what it is wired to: `stage` or `stage.output`.
@@ -65,16 +66,11 @@ impl Call {
             .iter()
             .filter_map(|input| InputRef::read(input, problems))
             .collect();
-        let (mut cpu, mut gpu) = (None, None);
+        let mut job = JobSpec::default();
         if let Some(yaml) = fields.get("resources")
             && let Some(mut resources) = Fields::of(yaml, "`resources`", yaml.span, problems)
         {
-            cpu = resources
-                .get("cpu")
-                .and_then(|yaml| slots(yaml, "cpu", problems));
-            gpu = resources
-                .get("gpu")
-                .and_then(|yaml| slots(yaml, "gpu", problems));
+            job = JobSpec::read(&mut resources, problems);
             resources.finish(problems);
         }
         fields.finish(problems);
@@ -85,8 +81,7 @@ impl Call {
             uses_span,
             with,
             inputs,
-            cpu,
-            gpu,
+            job,
         })
     }
 }
@@ -115,22 +110,5 @@ pub fn check_name(entry: &Entry, what: &str, problems: &mut Problems) {
         problems.push(
             Diagnostic::new(entry.key_span, message).help("use letters, digits, `-` and `_`"),
         );
-    }
-}
-
-fn slots(yaml: &Yaml, name: &str, problems: &mut Problems) -> Option<u32> {
-    match &fields::read_env(yaml).kind {
-        Kind::Text(text) if text == "all" => Some(u32::MAX),
-        Kind::Number(number) if number.as_u64().is_some_and(|slots| slots <= 1024) => {
-            number.as_u64().map(|slots| slots as u32)
-        }
-        _ => {
-            problems.push(expected(
-                yaml,
-                name,
-                "a number of slots from 0 to 1024, or `all`",
-            ));
-            None
-        }
     }
 }

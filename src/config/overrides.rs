@@ -1,7 +1,7 @@
 //! Profiles and `--set`: values laid over a pipeline before it is read.
 //!
-//! Both speak of `models.<name>…`, `<stage>.with…`, `<stage>.inputs…`, `<stage>.resources…`, `seed`, `cache…` and `tracking…`, with
-//! dotted or nested keys. A laid-over value keeps the place it was written at, so that a wrong one is shown in its profile.
+//! Both speak of `models.<name>…`, `<stage>.with…`, `<stage>.inputs…`, `<stage>.resources…`, `seed`, `cache…`, `tracking…` and
+//! `executor…`, with dotted or nested keys. A laid-over value keeps the place it was written at, so that a wrong one is shown in its profile.
 
 use super::diagnostic::{Diagnostic, Problems};
 use super::source::Span;
@@ -9,7 +9,7 @@ use super::suggest;
 use super::yaml::{Entry, Kind, Yaml};
 
 /// Keys of a pipeline that an override may begin with; anything else is the name of a stage.
-const TOP: [&str; 4] = ["models", "seed", "cache", "tracking"];
+const TOP: [&str; 5] = ["models", "seed", "cache", "tracking", "executor"];
 /// Keys of a stage call that may be overridden.
 const CALL: [&str; 3] = ["with", "inputs", "resources"];
 

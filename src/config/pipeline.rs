@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::call::{Call, InputRef, check_name};
 use super::diagnostic::{Diagnostic, Problems};
+use super::executor::ExecutorSpec;
 use super::fields::{self, Fields, expected};
 use super::matrix::Matrix;
 use super::source::{Sources, Span};
@@ -35,6 +36,7 @@ pub struct PipelineSpec {
     /// `cache: { path: … }`, relative to the project folder.
     pub cache: Option<PathBuf>,
     pub tracking: Option<TrackingSpec>,
+    pub executor: Option<ExecutorSpec>,
     /// The text the pipeline was read from, kept with each run.
     pub text: String,
     pub sources: Sources,
@@ -49,8 +51,8 @@ pub struct Model {
 }
 
 /// Names that profiles and `--set` use for something else.
-const RESERVED: [&str; 8] = [
-    "models", "seed", "show", "cache", "tracking", "stages", "profiles", "matrix",
+const RESERVED: [&str; 9] = [
+    "models", "seed", "show", "cache", "tracking", "executor", "stages", "profiles", "matrix",
 ];
 
 /// The parts of a [`PipelineSpec`] that come from the YAML tree.
@@ -63,6 +65,7 @@ pub struct Parts {
     pub show: Vec<InputRef>,
     pub cache: Option<PathBuf>,
     pub tracking: Option<TrackingSpec>,
+    pub executor: Option<ExecutorSpec>,
 }
 
 pub fn read(yaml: &Yaml, problems: &mut Problems) -> Option<Parts> {
@@ -124,6 +127,9 @@ pub fn read(yaml: &Yaml, problems: &mut Problems) -> Option<Parts> {
     let tracking = fields
         .entry("tracking")
         .and_then(|entry| TrackingSpec::read(entry, problems));
+    let executor = fields
+        .entry("executor")
+        .and_then(|entry| ExecutorSpec::read(entry, problems));
     fields.finish(problems);
     Some(Parts {
         name,
@@ -134,6 +140,7 @@ pub fn read(yaml: &Yaml, problems: &mut Problems) -> Option<Parts> {
         show,
         cache,
         tracking,
+        executor,
     })
 }
 

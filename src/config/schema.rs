@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::check::describe;
 use super::declare::{KINDS, TYPES};
+use super::executor::EXECUTORS;
 use super::interface::{Interface, Param, ParamKind, Port};
 use super::matrix::LIMIT;
 use super::models::ModelSpec;
@@ -33,13 +34,9 @@ pub fn pipeline(uses: &Interfaces) -> Value {
             json!([{ "required": ["path"] }, { "required": ["hf"] }, { "required": ["url"] }]),
         );
     }
-    let slots = json!({ "anyOf": [{ "type": "integer", "minimum": 0 }, { "const": "all" }] });
     let mut call = call("uses", "The op or stage this is.", uses, FROM_ENVIRONMENT);
-    call["properties"]["resources"] = json!({
-        "description": "Slots each node of the stage takes while it runs.",
-        "type": "object", "additionalProperties": false, "properties": { "cpu": slots, "gpu": slots },
-    });
-    let overrides = "Overrides by dotted or nested keys: models.<name>, <stage>.with.<param>, <stage>.inputs.<input>, seed.";
+    call["properties"]["resources"] = resources();
+    let overrides = "Overrides by dotted or nested keys: models.<name>, <stage>.with.<param>, <stage>.inputs.<input>, <stage>.resources.<resource>, seed, cache, tracking, executor.";
     json!({
         "$schema": DRAFT,
         "title": "flow pipeline",
@@ -76,6 +73,7 @@ pub fn pipeline(uses: &Interfaces) -> Value {
                     "mode": { "enum": MODES, "description": "`offline` keeps a journal for `flow sync`; `disabled` keeps nothing." },
                 },
             },
+            "executor": executor(),
         },
         "definitions": { "model": model, "stage": call },
     })
@@ -130,6 +128,61 @@ pub fn stage(ops: &Interfaces) -> Value {
             "steps": { "type": "object", "minProperties": 1, "additionalProperties": { "$ref": "#/definitions/step" } },
         },
         "definitions": { "param": param, "step": call("op", "The op this step calls.", ops, FROM_PARAM) },
+    })
+}
+
+/// What a stage's nodes take: slots here, resources of a job on a cluster.
+fn resources() -> Value {
+    let slots = json!({ "anyOf": [{ "type": "integer", "minimum": 0, "maximum": 1024 }, { "const": "all" }, stand_in(FROM_ENVIRONMENT)] });
+    let mut properties = limits();
+    for (name, doc) in [
+        (
+            "cpus",
+            "CPU slots while a node runs; processors of its job.",
+        ),
+        ("gpus", "GPU slots while a node runs; GPUs of its job."),
+    ] {
+        properties[name] = slots.clone();
+        properties[name]["description"] = json!(doc);
+    }
+    // Older names of the two.
+    properties["cpu"] = slots.clone();
+    properties["gpu"] = slots;
+    json!({
+        "description": "What each node of the stage takes while it runs.",
+        "type": "object", "additionalProperties": false, "properties": properties,
+    })
+}
+
+/// What a job may be limited to.
+fn limits() -> Value {
+    json!({
+        "memory": { "type": "string", "description": "Of a job: `16G`, `512M`." },
+        "time": { "type": ["string", "integer"], "description": "Of a job: `90m`, `2h`, `1d`, `hours:minutes:seconds`, `days-hours`; a number is minutes." },
+        "partition": { "type": "string", "description": "Of the cluster." },
+    })
+}
+
+fn executor() -> Value {
+    let natural = |least: u32, most: u32, doc: &str| json!({ "description": doc, "anyOf": [{ "type": "integer", "minimum": least, "maximum": most }, stand_in(FROM_ENVIRONMENT)] });
+    let mut slurm = limits();
+    slurm["account"] = json!({ "type": "string" });
+    slurm["qos"] = json!({ "type": "string", "description": "Quality of service." });
+    slurm["cpus"] = natural(1, 1024, "Processors of a job.");
+    slurm["gpus"] = natural(0, 64, "GPUs of a job.");
+    slurm["max_jobs"] = natural(1, 10_000, "Jobs in the queue at a time.");
+    slurm["options"] = json!({
+        "description": "Further long options of `sbatch`, such as `constraint: a100`; `true` for one without a value.",
+        "type": "object", "additionalProperties": { "type": ["string", "number", "boolean"] },
+    });
+    json!({
+        "description": "Where nodes run whose op asks for a machine of its own.",
+        "type": "object",
+        "additionalProperties": false,
+        "properties": {
+            "use": { "enum": EXECUTORS, "description": "By default `local`; `--executor` wins." },
+            "slurm": { "description": "What every job gets; a stage's `resources` win.", "type": "object", "additionalProperties": false, "properties": slurm },
+        },
     })
 }
 

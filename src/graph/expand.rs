@@ -280,6 +280,7 @@ impl<'a> Expander<'a> {
             inputs: Vec::new(),
             outputs: Vec::new(),
             resources: Resources::default(),
+            job: stage.job.clone(),
         };
         if op.seeded(&node) {
             node.seed = derive_seed(self.seed, &node.name);
@@ -304,8 +305,8 @@ impl<'a> Expander<'a> {
         if sound {
             let asked = op.resources(&node);
             node.resources = Resources {
-                cpu: stage.cpu.or(call.cpu).unwrap_or(asked.cpu),
-                gpu: stage.gpu.or(call.gpu).unwrap_or(asked.gpu),
+                cpu: stage.job.cpus.unwrap_or(asked.cpu),
+                gpu: stage.job.gpus.unwrap_or(asked.gpu),
             };
         }
         self.drafts.push(Draft {

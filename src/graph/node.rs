@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::config::{ArtifactKind, Columns, ModelSpec};
+use crate::config::{ArtifactKind, Columns, JobSpec, ModelSpec};
 use crate::digest::Digest;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Node {
     /// `dedup.judge`, or the stage's own name for a bare op (`questions`). A node that only some variants of a matrix have says which:
     /// `train@r=8`.
@@ -31,10 +32,12 @@ pub struct Node {
     pub outputs: Vec<Output>,
     pub seed: u64,
     pub resources: Resources,
+    /// What the pipeline asks for where the node becomes a job of a cluster.
+    pub job: JobSpec,
 }
 
 /// The content of a stage file as it was when the pipeline was compiled.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StageFile {
     pub path: PathBuf,
     pub text: String,
@@ -42,7 +45,7 @@ pub struct StageFile {
 }
 
 /// Data outside the cache that a node reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathInput {
     pub path: PathBuf,
     /// Where to get it from when it is not there.
@@ -51,7 +54,7 @@ pub struct PathInput {
     pub digest: Option<Digest>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Input {
     pub port: String,
     /// Name of the node that gives it.
@@ -59,7 +62,7 @@ pub struct Input {
     pub output: String,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Output {
     pub name: String,
     pub kind: ArtifactKind,
@@ -68,7 +71,7 @@ pub struct Output {
 }
 
 /// What a node occupies while it runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     /// CPU slots; `u32::MAX` means all of them.
     pub cpu: u32,

@@ -137,7 +137,7 @@ fn an_unknown_profile_and_a_wrong_set_are_shown() {
      1 │ b.with.run=x
        · ──────────
        ╰────
-      help: begin with a stage (`a`) or with `models`, `seed`, `cache`, `tracking`
+      help: begin with a stage (`a`) or with `models`, `seed`, `cache`, `tracking`, `executor`
 
     2 problems found; nothing was run
     ");

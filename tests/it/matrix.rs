@@ -488,7 +488,8 @@ fn what_is_wrong_is_told_once() {
        ·                                        ───────┬──────
        ·                                               ╰── did you mean `few`?
        ╰────
-      help: begin with a stage (`rows`, `few`, `answers`, `score`) or with `models`, `seed`, `cache`, `tracking`
+      help: begin with a stage (`rows`, `few`, `answers`, `score`) or with `models`, `seed`, `cache`, `tracking`,
+            `executor`
 
       × `answers.with.params.from` of the matrix lists no value
        ╭─[pipelines/p.yaml:8:87]

@@ -152,7 +152,7 @@ fn profiles_and_set_are_checked() {
        ·              ╰── did you mean `questions`?
     14 │     clean.uses: x
        ╰────
-     help: begin with a stage (`questions`, `clean`, `merged`) or with `models`, `seed`, `cache`, `tracking`
+     help: begin with a stage (`questions`, `clean`, `merged`) or with `models`, `seed`, `cache`, `tracking`, `executor`
 
      × `uses` of the stage `clean` cannot be overridden
        ╭─[pipelines/p.yaml:14:5]

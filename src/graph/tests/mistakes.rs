@@ -12,7 +12,7 @@ fn unknown_keys_are_reported_together() {
       ·   ╰── did you mean `name`?
     2 │ stages:
       ╰────
-     help: the keys here are `name`, `description`, `seed`, `models`, `stages`, `show`, `profiles`, `matrix`, `cache`, `tracking`
+     help: the keys here are `name`, `description`, `seed`, `models`, `stages`, `show`, `profiles`, `matrix`, `cache`, `tracking`, `executor`
 
      × unknown key `whit` in a stage
       ╭─[pipelines/p.yaml:3:20]

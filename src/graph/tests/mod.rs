@@ -1,5 +1,6 @@
 //! Messages for what users get wrong, as they see them, and the shape of what compiles.
 
+mod executors;
 mod files;
 mod graphs;
 mod mistakes;
