@@ -171,6 +171,7 @@ impl Worker {
                         failpoint::pass("scratch.remove");
                         // A leftover is found and dropped at the next start.
                         let _ = remove(&self.layout.partial(entry.fingerprint));
+                        let _ = remove(&self.layout.job(entry.fingerprint));
                     }
                 }
                 Ok(())

@@ -9,6 +9,7 @@
 //! ├── stat.json         digests of outside files by size and times
 //! ├── objects/<digest>/ files outputs
 //! ├── partial/<fp>/     scratch of unfinished nodes; survives a crash
+//! ├── jobs/<fp>/        what processes elsewhere work at for nodes of a run
 //! ├── tmp/              emptied at every start
 //! └── run.lock          who runs
 //! ```
@@ -80,6 +81,14 @@ impl Layout {
         self.root.join("partial").join(fingerprint.to_string())
     }
 
+    pub(super) fn jobs(&self) -> PathBuf {
+        self.root.join("jobs")
+    }
+
+    pub(super) fn job(&self, fingerprint: Fingerprint) -> PathBuf {
+        self.root.join("jobs").join(fingerprint.to_string())
+    }
+
     pub(super) fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
     }
@@ -118,7 +127,7 @@ impl Layout {
     /// Makes the folders and empties `tmp/`; only for the holder of the run lock.
     pub(super) fn prepare(&self) -> Result<(), CacheError> {
         let known = self.check_version()?;
-        for folder in [self.objects(), self.partials(), self.tmp()] {
+        for folder in [self.objects(), self.partials(), self.jobs(), self.tmp()] {
             fs::create_dir_all(&folder)?;
         }
         for leftover in fs::read_dir(self.tmp())? {

@@ -81,7 +81,7 @@ impl Cache {
             tables: count(ArtifactKind::Table),
             objects: count(ArtifactKind::Files),
             object_bytes: bytes_in(&self.layout.objects())?,
-            partial_bytes: bytes_in(&self.layout.partials())?,
+            partial_bytes: bytes_in(&self.layout.partials())? + bytes_in(&self.layout.jobs())?,
             ..Size::default()
         };
         drop(index);
@@ -153,8 +153,7 @@ impl Cache {
                 remove(&folder.path())?;
             }
         }
-        for folder in fs::read_dir(self.layout.partials())? {
-            let folder = folder?;
+        for folder in super::store::unfinished(&self.layout)? {
             let age = SystemTime::now()
                 .duration_since(newest(&folder.path())?)
                 .unwrap_or_default();

@@ -28,6 +28,8 @@ pub struct Cache {
     /// Held while an artifact moves to its place.
     pub(super) adopting: Mutex<()>,
     stats: StatIndex,
+    /// Files artifacts that another cache has.
+    borrowed: Mutex<HashMap<Digest, PathBuf>>,
     manifests: Mutex<Manifests>,
     /// The database file that the snapshot on disk belongs to.
     snapshot: Mutex<Option<Identity>>,
@@ -125,12 +127,14 @@ impl Cache {
         let stats = StatIndex::load(&layout.stats());
         let (index, snapshot) = (Mutex::new(index), Mutex::new(snapshot));
         let (adopting, manifests) = (Mutex::default(), Mutex::default());
+        let borrowed = Mutex::default();
         Ok(Self {
             layout,
             database,
             index,
             adopting,
             stats,
+            borrowed,
             manifests,
             snapshot,
             committer,
@@ -154,12 +158,27 @@ impl Cache {
 
     /// The folder of a files artifact.
     pub fn object_path(&self, digest: &Digest) -> PathBuf {
-        self.layout.object(digest)
+        let borrowed = self.borrowed.lock().unwrap_or_else(PoisonError::into_inner);
+        borrowed
+            .get(digest)
+            .cloned()
+            .unwrap_or_else(|| self.layout.object(digest))
+    }
+
+    /// Reads a files artifact where another cache has it, from now on.
+    pub fn borrow_files(&self, digest: Digest, place: PathBuf) {
+        let mut borrowed = self.borrowed.lock().unwrap_or_else(PoisonError::into_inner);
+        borrowed.insert(digest, place);
     }
 
     /// Where an unfinished node keeps its progress.
     pub fn scratch_path(&self, fingerprint: Fingerprint) -> PathBuf {
         self.layout.partial(fingerprint)
+    }
+
+    /// Where a node that other processes work at is described, and where they leave what they have done.
+    pub fn job_path(&self, fingerprint: Fingerprint) -> PathBuf {
+        self.layout.job(fingerprint)
     }
 
     /// The folder of all scratch folders.
@@ -363,8 +382,7 @@ impl Cache {
 
     /// Removes scratch folders of nodes that were committed just before a crash.
     fn drop_finished_scratch(&self) -> Result<(), CacheError> {
-        for folder in fs::read_dir(self.layout.partials())? {
-            let folder = folder?;
+        for folder in unfinished(&self.layout)? {
             let fingerprint = folder
                 .file_name()
                 .to_str()
@@ -376,6 +394,22 @@ impl Cache {
         }
         Ok(())
     }
+}
+
+/// The folders of nodes that were not committed when they were last written to.
+pub(super) fn unfinished(layout: &Layout) -> std::io::Result<Vec<fs::DirEntry>> {
+    let mut found = Vec::new();
+    for folder in [layout.partials(), layout.jobs()] {
+        match fs::read_dir(folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            items => {
+                for item in items? {
+                    found.push(item?);
+                }
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The index as the database has it; `None` where there is no database yet.

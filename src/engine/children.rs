@@ -7,17 +7,23 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::digest::Digest;
+use crate::graph::Fingerprint;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Ends all processes left over from earlier runs that work in scratch folders in `partials`.
-pub(super) fn end_leftovers(partials: &Path) -> std::io::Result<()> {
+/// Ends all processes left over from earlier runs that work in scratch folders in `partials`, but for those of nodes that
+/// are somebody else's.
+pub(crate) fn end_leftovers(
+    partials: &Path,
+    elsewhere: &dyn Fn(Fingerprint) -> bool,
+) -> std::io::Result<()> {
     let unfinished = fs_err::read_dir(partials).is_ok_and(|mut folders| folders.next().is_some());
     if !unfinished {
         return Ok(());
     }
     // A killed process may have started another a moment before: look again until none is left.
     for _ in 0..50 {
-        let left = leftovers(partials)?;
+        let left = leftovers(partials, elsewhere)?;
         if left.is_empty() {
             break;
         }
@@ -31,7 +37,10 @@ pub(super) fn end_leftovers(partials: &Path) -> std::io::Result<()> {
 }
 
 /// The processes with a scratch folder in their environment, and those of their groups, which may have emptied theirs.
-fn leftovers(partials: &Path) -> std::io::Result<Vec<Pid>> {
+fn leftovers(
+    partials: &Path,
+    elsewhere: &dyn Fn(Fingerprint) -> bool,
+) -> std::io::Result<Vec<Pid>> {
     let marker = format!("OUT={}/", std::path::absolute(partials)?.display());
     let (mut all, mut groups) = (Vec::new(), HashSet::new());
     for item in fs_err::read_dir("/proc")? {
@@ -46,7 +55,8 @@ fn leftovers(partials: &Path) -> std::io::Result<Vec<Pid>> {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let marked = environment
             .split(|&byte| byte == 0)
-            .any(|variable| variable.starts_with(marker.as_bytes()));
+            .filter_map(|variable| variable.strip_prefix(marker.as_bytes()))
+            .any(|rest| !fingerprint(rest).is_some_and(elsewhere));
         if marked {
             groups.insert(group);
         }
@@ -57,6 +67,13 @@ fn leftovers(partials: &Path) -> std::io::Result<Vec<Pid>> {
         .filter(|(_, group)| groups.contains(group))
         .filter_map(|(pid, _)| Pid::from_raw(pid));
     Ok(left.collect())
+}
+
+/// Whose scratch folder a path in it is.
+fn fingerprint(rest: &[u8]) -> Option<Fingerprint> {
+    let name = rest.split(|&byte| byte == b'/').next()?;
+    let digest: Digest = std::str::from_utf8(name).ok()?.parse().ok()?;
+    Some(Fingerprint(digest))
 }
 
 /// The group of a process that is alive, from `/proc/<pid>/stat`: state and group are fields 3 and 5 (proc(5)); the name
@@ -98,7 +115,7 @@ mod tests {
         let script = "sleep 60 & echo $! >> pids; env -i sleep 60 & echo $! >> pids; kill -9 $$";
         let left = abandoned(folder.path(), script);
         assert!(left.iter().all(|&pid| group(pid).is_some()));
-        end_leftovers(folder.path()).unwrap();
+        end_leftovers(folder.path(), &|_| false).unwrap();
         assert!(left.iter().all(|&pid| group(pid).is_none()), "{left:?}");
     }
 
@@ -107,8 +124,26 @@ mod tests {
         let (here, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::create_dir(here.path().join("f")).unwrap();
         let left = abandoned(elsewhere.path(), "sleep 60 & echo $! >> pids; kill -9 $$");
-        end_leftovers(here.path()).unwrap();
+        end_leftovers(here.path(), &|_| false).unwrap();
         assert!(left.iter().all(|&pid| group(pid).is_some()));
-        end_leftovers(elsewhere.path()).unwrap();
+        end_leftovers(elsewhere.path(), &|_| false).unwrap();
+    }
+
+    #[test]
+    fn what_a_cluster_works_at_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let scratch = folder.path().join(Digest::of("node").to_string());
+        std::fs::create_dir(&scratch).unwrap();
+        let mut child = Command::new("sleep")
+            .arg("60")
+            .env("OUT", scratch.join("out"))
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let theirs = |found: Fingerprint| found == Fingerprint(Digest::of("node"));
+        end_leftovers(folder.path(), &theirs).unwrap();
+        assert!(group(child.id() as i32).is_some());
+        end_leftovers(folder.path(), &|_| false).unwrap();
+        assert!(!child.wait().unwrap().success());
     }
 }

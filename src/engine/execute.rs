@@ -6,17 +6,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::plan::Facts;
-use super::{RunOptions, Sink};
+use super::{Call, RunOptions, Sink};
 use crate::cache::{Artifact, Cache, Entry, ExternalError, NewEntry};
 use crate::graph::{Manifest, Node};
-use crate::ops::{Context, OpError, Outputs, RunFn};
+use crate::ops::{Context, Op, OpError, Outputs, RunFn};
 
 /// All that is needed to run a node on any thread.
 pub(super) struct Task<'run> {
     pub(super) pipeline: &'run str,
     pub(super) root: &'run std::path::Path,
     pub(super) node: &'run Node,
+    pub(super) op: Option<&'run dyn Op>,
     pub(super) run: Option<RunFn>,
+    /// Whether the executor runs it.
+    pub(super) elsewhere: bool,
     pub(super) manifest: Manifest,
     pub(super) inputs: BTreeMap<String, Artifact>,
     pub(super) facts: &'run Facts,
@@ -32,15 +35,6 @@ pub(super) fn execute(
 ) -> Result<Arc<Entry>, OpError> {
     let start = Instant::now();
     let node = task.node;
-    let run = task.run.ok_or_else(|| {
-        OpError::with_help(
-            format!(
-                "`{}` needs the language-model runtime, which this program does not have",
-                node.op
-            ),
-            "run it with `flow-lm`",
-        )
-    })?;
     let fingerprint = task.manifest.fingerprint();
     let scratch = cache.scratch_path(fingerprint);
     fs_err::create_dir_all(&scratch)?;
@@ -69,9 +63,22 @@ pub(super) fn execute(
         cache,
         sink,
         outputs: Outputs::default(),
+        part: None,
+        parts: None,
     };
-    let outputs = catch_unwind(AssertUnwindSafe(|| run(&mut context)))
-        .unwrap_or_else(|panic| Err(panicked(&*panic)))?;
+    let executor = options.executor.as_deref();
+    let outputs = match (executor, task.op, task.run) {
+        (Some(executor), Some(op), run) if task.elsewhere => {
+            let manifest = &task.manifest;
+            executor.run(&Call { op, manifest, run }, &mut context)
+        }
+        (executor, _, run) => {
+            if let Some(executor) = executor {
+                executor.clear(cache, fingerprint)?;
+            }
+            run_here(&mut context, run)
+        }
+    }?;
     check_outputs(node, &outputs)?;
     check_data(node, task.facts, cache)?;
     let seconds = start.elapsed().as_secs_f64();
@@ -86,6 +93,20 @@ pub(super) fn execute(
         seconds,
     };
     Ok(cache.commit(new)?)
+}
+
+/// Runs an op in this process; a panic is an error like any other.
+pub(crate) fn run_here(context: &mut Context<'_>, run: Option<RunFn>) -> Result<Outputs, OpError> {
+    let run = run.ok_or_else(|| {
+        OpError::with_help(
+            format!(
+                "`{}` needs the language-model runtime, which this program does not have",
+                context.node.op
+            ),
+            "run it with `flow-lm`",
+        )
+    })?;
+    catch_unwind(AssertUnwindSafe(|| run(context))).unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> OpError {

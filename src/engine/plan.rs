@@ -8,7 +8,7 @@ use petgraph::graph::NodeIndex;
 use serde::{Deserialize, Serialize};
 
 use super::select::Selected;
-use super::{EngineError, EventKind, Resolve, Selection, Sink};
+use super::{EngineError, EventKind, Executor, Resolve, Selection, Sink};
 use crate::cache::{Artifact, Cache, Entry, ExternalError, Lookup};
 use crate::digest::Digest;
 use crate::graph::{Fingerprint, Graph, Manifest, Node, PartChange, base_name};
@@ -158,14 +158,20 @@ impl Plan {
         hasher.finalize().into()
     }
 
-    /// Whether a node that will or may run needs the language-model runtime.
-    pub fn needs_language_model(&self, graph: &Graph, catalog: &Catalog) -> bool {
+    /// Whether a node that will or may run in this process needs the language-model runtime.
+    pub fn needs_language_model(
+        &self,
+        graph: &Graph,
+        catalog: &Catalog,
+        executor: Option<&dyn Executor>,
+    ) -> bool {
         let runs = |(plan, index): (&NodePlan, &NodeIndex)| {
             let node = &graph.dag[*index];
             !matches!(plan.state, NodeState::Cached { .. })
-                && catalog
-                    .get(&node.op)
-                    .is_some_and(|op| op.needs_language_model(node))
+                && catalog.get(&node.op).is_some_and(|op| {
+                    op.needs_language_model(node)
+                        && !executor.is_some_and(|executor| executor.takes(op, node))
+                })
         };
         self.nodes.iter().zip(&self.indices).any(runs)
     }

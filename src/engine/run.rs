@@ -10,7 +10,7 @@ use super::execute::{Task, execute};
 use super::outcome::{Failure, NodeOutcome, RunOutcome};
 use super::plan::{NodeState, Plan, Reason, input_artifacts, reasons};
 use super::slots::{Slots, Taken};
-use super::{CancelToken, EngineError, Event, EventKind, NodeStatus, RunState, Sink};
+use super::{CancelToken, EngineError, Event, EventKind, Executor, NodeStatus, RunState, Sink};
 use crate::cache::{Artifact, Cache, Entry, Lookup};
 use crate::graph::{Fingerprint, Graph};
 use crate::ops::{Catalog, OpError};
@@ -27,6 +27,8 @@ pub struct RunOptions {
     /// `FLOW_HOME`.
     pub home: PathBuf,
     pub cancel: CancelToken,
+    /// `None` runs everything in this process.
+    pub executor: Option<Arc<dyn Executor>>,
 }
 
 type Finished = (usize, Taken, Result<Arc<Entry>, OpError>, f64);
@@ -49,7 +51,9 @@ pub fn run(
         pipeline: graph.name.clone(),
         nodes: plan.nodes.len(),
     });
-    if let Err(error) = super::children::end_leftovers(&cache.partials_path()) {
+    if let Err(error) = super::children::end_leftovers(&cache.partials_path(), &|fingerprint| {
+        cache.job_path(fingerprint).exists()
+    }) {
         let message = format!("processes of an earlier run may still be running: {error}");
         emit(EventKind::Log {
             node: None,
@@ -153,7 +157,11 @@ impl<'run> Scheduler<'run> {
                 }
             }
         }
-        let slots = Slots::new(options.jobs, &options.gpus);
+        let most = options
+            .executor
+            .as_ref()
+            .map_or(0, |executor| executor.most());
+        let slots = Slots::new(options.jobs, &options.gpus, most);
         Self {
             graph,
             catalog,
@@ -299,7 +307,10 @@ impl<'run> Scheduler<'run> {
                     self.graph.root.as_path(),
                     self.catalog.run_fn(&node.op),
                 );
+                let op = self.catalog.get(&node.op);
                 let task = Task {
+                    elsewhere: op.is_some_and(|op| self.options.is_elsewhere(op, node)),
+                    op,
                     pipeline,
                     root,
                     node,
@@ -327,11 +338,12 @@ impl<'run> Scheduler<'run> {
             if !self.slots.any_free() {
                 break;
             }
-            fitting.extend(
-                self.slots
-                    .take(task.node.resources)
-                    .map(|taken| (position, taken)),
-            );
+            let taken = if task.elsewhere {
+                self.slots.take_elsewhere()
+            } else {
+                self.slots.take(task.node.resources)
+            };
+            fitting.extend(taken.map(|taken| (position, taken)));
         }
         let mut started = Vec::with_capacity(fitting.len());
         for (position, taken) in fitting {

@@ -8,17 +8,20 @@ pub(super) struct Slots {
     free_cpus: u32,
     gpus: u32,
     free_gpus: Vec<u32>,
+    /// Nodes that the executor may still be given.
+    free_elsewhere: u32,
 }
 
 /// Taken slots, to be given back.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Taken {
     cpus: u32,
+    elsewhere: bool,
     pub(super) gpus: Vec<u32>,
 }
 
 impl Slots {
-    pub(super) fn new(cpus: u32, gpus: &[u32]) -> Self {
+    pub(super) fn new(cpus: u32, gpus: &[u32], elsewhere: u32) -> Self {
         let mut free_gpus = gpus.to_vec();
         free_gpus.sort_unstable_by(|left, right| right.cmp(left));
         Self {
@@ -26,11 +29,12 @@ impl Slots {
             free_cpus: cpus.max(1),
             gpus: gpus.len() as u32,
             free_gpus,
+            free_elsewhere: elsewhere,
         }
     }
 
     pub(super) fn any_free(&self) -> bool {
-        self.free_cpus > 0
+        self.free_cpus > 0 || self.free_elsewhere > 0
     }
 
     /// Takes what a node needs, at most all there is, if it is free now.
@@ -43,10 +47,25 @@ impl Slots {
         let gpus = self
             .free_gpus
             .split_off(self.free_gpus.len() - gpus as usize);
-        Some(Taken { cpus, gpus })
+        Some(Taken {
+            cpus,
+            gpus,
+            elsewhere: false,
+        })
+    }
+
+    /// Takes a place among the nodes that the executor runs, if one is free.
+    pub(super) fn take_elsewhere(&mut self) -> Option<Taken> {
+        self.free_elsewhere = self.free_elsewhere.checked_sub(1)?;
+        Some(Taken {
+            cpus: 0,
+            gpus: Vec::new(),
+            elsewhere: true,
+        })
     }
 
     pub(super) fn give_back(&mut self, taken: Taken) {
+        self.free_elsewhere += u32::from(taken.elsewhere);
         self.free_cpus += taken.cpus;
         self.free_gpus.extend(taken.gpus);
         self.free_gpus
@@ -60,7 +79,7 @@ mod tests {
 
     #[test]
     fn slots_run_out_and_come_back() {
-        let mut slots = Slots::new(2, &[0, 1]);
+        let mut slots = Slots::new(2, &[0, 1], 0);
         let one = slots.take(Resources { cpu: 1, gpu: 1 }).unwrap();
         assert_eq!(one.gpus, [0]);
         assert_eq!(
@@ -86,9 +105,22 @@ mod tests {
     }
 
     #[test]
+    fn what_runs_elsewhere_has_places_of_its_own() {
+        let mut slots = Slots::new(1, &[], 1);
+        let here = slots.take(Resources { cpu: 1, gpu: 0 }).unwrap();
+        let there = slots.take_elsewhere().unwrap();
+        assert!(slots.take_elsewhere().is_none() && !slots.any_free());
+        slots.give_back(there);
+        assert!(slots.take(Resources { cpu: 1, gpu: 0 }).is_none());
+        assert!(slots.take_elsewhere().is_some());
+        slots.give_back(here);
+        assert!(slots.any_free());
+    }
+
+    #[test]
     fn a_gpu_is_asked_for_only_where_there_is_one() {
         assert!(
-            Slots::new(1, &[])
+            Slots::new(1, &[], 0)
                 .take(Resources { cpu: 1, gpu: 1 })
                 .is_some()
         );

@@ -127,6 +127,7 @@ impl Project {
             offline: true,
             home: self.path("home"),
             cancel: cancel.clone(),
+            executor: None,
         };
         let outcome = run(&graph, &Catalog::light(), &cache, &plan, &options, &heard);
         Ok(Ran {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use duckdb::Connection;
 use serde::de::DeserializeOwned;
 
-use super::{OpError, Table};
+use super::{OpError, Part, Parts, Table};
 use crate::cache::{Artifact, Cache};
 use crate::digest::Digest;
 use crate::engine::{CancelToken, Event, EventKind, Level, Progress, Sink};
@@ -41,6 +42,10 @@ pub struct Context<'run> {
     pub cancel: CancelToken,
     pub(crate) cache: &'run Cache,
     pub(crate) sink: &'run dyn Sink,
+    /// Given where this process does a part of the call's work, and nothing else.
+    pub part: Option<Part>,
+    /// Given where other processes do the work of an op that can be cut into parts.
+    pub parts: Option<Arc<dyn Parts>>,
     /// Metrics and artifacts gathered so far.
     pub(crate) outputs: Outputs,
 }

@@ -15,6 +15,7 @@ mod judge;
 mod language_model;
 #[cfg(feature = "torch")]
 mod loaded;
+mod parts;
 mod score;
 mod source;
 mod sql;
@@ -26,6 +27,7 @@ mod train;
 pub use catalog::Catalog;
 pub use context::{Context, Outputs};
 pub use error::OpError;
+pub use parts::{Item, Part, Parts, split};
 pub use table::{Cell, ColumnType, Table};
 
 use std::collections::BTreeMap;
@@ -65,6 +67,24 @@ pub trait Op: Send + Sync {
     fn needs_language_model(&self, node: &Node) -> bool {
         let _ = node;
         false
+    }
+
+    /// Whether this call is worth a machine of its own where there is a cluster.
+    fn wants_machine(&self, node: &Node) -> bool {
+        self.needs_language_model(node)
+    }
+
+    /// Into how many parts the work may be cut, each done by a process of its own ([`Context::parts`]); 0 where it is done
+    /// as a whole.
+    fn parts(&self, node: &Node) -> u32 {
+        let _ = node;
+        0
+    }
+
+    /// Names of environment variables whose values this call reads.
+    fn environment(&self, node: &Node) -> Vec<String> {
+        let _ = node;
+        Vec::new()
     }
 
     /// Checks params beyond their types, and works out the columns of the outputs from those of the inputs

@@ -95,6 +95,7 @@ impl Project {
             offline: true,
             home: self.0.path().join("home"),
             cancel,
+            executor: None,
         };
         let outcome = run(&graph, &Catalog::light(), &cache, &plan, &options, &heard);
         Ran {

@@ -99,6 +99,21 @@ impl Op for Command {
         }
     }
 
+    fn wants_machine(&self, _: &Node) -> bool {
+        true
+    }
+
+    fn environment(&self, node: &Node) -> Vec<String> {
+        let names = node
+            .params
+            .get("pass_env")
+            .and_then(|names| names.as_array());
+        let names = names.into_iter().flatten();
+        names
+            .filter_map(|name| Some(name.as_str()?.to_owned()))
+            .collect()
+    }
+
     fn columns(
         &self,
         node: &Node,

@@ -1,8 +1,9 @@
 //! Judging through an OpenAI-compatible endpoint: `POST {url}/chat/completions`, answers parsed as one of the allowed integers.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
-use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::prompt::{PromptTemplate, Rendered};
@@ -44,37 +45,47 @@ pub(super) fn judge(
         ));
     }
     let endpoint = Endpoint::new(context)?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(PARALLEL)
-        .build()
-        .map_err(|error| OpError::new(error.to_string()))?;
-    for (start, batch) in jobs
-        .chunks(PARALLEL * 4)
-        .enumerate()
-        .map(|(at, batch)| (at * PARALLEL * 4, batch))
-    {
-        context.check_cancelled()?;
-        let verdicts: Vec<Result<Verdict, OpError>> = pool.install(|| {
-            batch
-                .par_iter()
-                .map(|job| endpoint.ask(context, &job.id, &job.prompt))
-                .collect()
-        });
-        // What succeeded is kept also when a sibling failed.
-        let mut error = None;
-        let mut good = Vec::new();
-        for (offset, verdict) in verdicts.into_iter().enumerate() {
-            match verdict {
-                Ok(verdict) => good.push((start + offset, verdict)),
-                Err(failure) => error = error.or(Some(failure)),
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (answers, inbox) = mpsc::channel();
+    let work = |answers: mpsc::Sender<(usize, Result<Verdict, OpError>)>| {
+        while !stop.load(Ordering::Relaxed) {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(job) = jobs.get(at) else { break };
+            let verdict = endpoint.ask(context, &job.id, &job.prompt);
+            if verdict.is_err() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            if answers.send((at, verdict)).is_err() {
+                break;
             }
         }
-        done(&good)?;
-        if let Some(error) = error {
-            return Err(error);
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..PARALLEL.min(jobs.len()) {
+            let answers = answers.clone();
+            scope.spawn(|| work(answers));
         }
-    }
-    Ok(())
+        drop(answers);
+        let mut error = None;
+        // What has come in while others were made durable is made durable with one more write.
+        while let Ok(first) = inbox.recv() {
+            let mut good = Vec::new();
+            for (at, verdict) in std::iter::once(first).chain(inbox.try_iter()) {
+                match verdict {
+                    Ok(verdict) => good.push((at, verdict)),
+                    Err(failure) => error = error.or(Some(failure)),
+                }
+            }
+            // What succeeded is kept also when another failed.
+            if !good.is_empty()
+                && let Err(failure) = done(&good)
+            {
+                stop.store(true, Ordering::Relaxed);
+                error = error.or(Some(failure));
+            }
+        }
+        error.map_or(Ok(()), Err)
+    })
 }
 
 impl Endpoint {

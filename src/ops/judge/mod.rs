@@ -7,6 +7,7 @@
 mod endpoint;
 #[cfg(feature = "torch")]
 mod local;
+mod parts;
 mod prompt;
 
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ use super::language_model::{
 };
 use super::{Cell, ColumnType, Context, Op, OpError, Outputs, Problem, Table};
 use crate::cache::Verdict;
-use crate::config::{Columns, Interface, Param, ParamKind, Port};
+use crate::config::{Columns, Interface, JobSpec, Param, ParamKind, Port};
 use crate::digest::Digest;
 use crate::graph::{Node, Resources};
 
@@ -102,6 +103,18 @@ impl Op for Judge {
                     "Tokens of one prompt.",
                 ),
             ),
+            (
+                "shards",
+                Param::default(
+                    ParamKind::Integer {
+                        min: Some(1),
+                        max: Some(1000),
+                    },
+                    1,
+                    "Jobs of a cluster that share the rows; the verdicts are the same.",
+                )
+                .unhashed(),
+            ),
             ("quant", quant_param(&PRECISION_CHOICES, "none")),
             ("dtype", dtype_param()),
         ]);
@@ -139,6 +152,23 @@ impl Op for Judge {
         node.models
             .get("model")
             .is_some_and(|model| model.url.is_none())
+    }
+
+    /// A judge behind a URL does its work elsewhere anyhow, unless the pipeline asks for it.
+    fn wants_machine(&self, node: &Node) -> bool {
+        self.needs_language_model(node) || self.parts(node) > 1 || node.job != JobSpec::default()
+    }
+
+    fn parts(&self, node: &Node) -> u32 {
+        let shards = node.params.get("shards").and_then(Value::as_u64);
+        shards.map_or(1, |shards| shards as u32)
+    }
+
+    fn environment(&self, node: &Node) -> Vec<String> {
+        let models = node.models.values();
+        models
+            .filter_map(|model| model.api_key_env.clone())
+            .collect()
     }
 
     fn columns(
@@ -210,6 +240,9 @@ fn run_with(context: &mut Context, judge: JudgeFn) -> Result<Outputs, OpError> {
     let source = context.file("prompt").unwrap_or_default().to_owned();
     let template = PromptTemplate::parse(&source, &params.choices)
         .map_err(|problem| OpError::new(problem.message))?;
+    if context.part.is_some() {
+        return parts::answer(context, &params, &template, judge);
+    }
     let jobs = render_jobs(context, &params, &template)?;
     let keys: Vec<Digest> = jobs.iter().map(|job| job.key).collect();
     let mut verdicts: HashMap<Digest, Verdict> = context.cache().verdicts_get(&keys)?;
@@ -227,17 +260,21 @@ fn run_with(context: &mut Context, judge: JudgeFn) -> Result<Outputs, OpError> {
     let mut done = known as u64;
     if !missing.is_empty() {
         let cache = context.cache();
-        judge(context, &params, &template, &missing, &mut |batch| {
-            let rows: Vec<(Digest, Verdict)> = batch
-                .iter()
-                .map(|(index, verdict)| (missing[*index].key, verdict.clone()))
-                .collect();
+        let mut keep = |rows: Vec<(Digest, Verdict)>| {
             cache.verdicts_put(&rows)?;
+            done += rows.len() as u64;
             verdicts.extend(rows);
-            done += batch.len() as u64;
-            context.progress(done, total as u64, "rows", "");
+            context.progress(done.min(total as u64), total as u64, "rows", "");
             Ok(())
-        })?;
+        };
+        match &context.parts {
+            Some(others) => parts::hand_out(context, &**others, &missing, &mut keep)?,
+            None => judge(context, &params, &template, &missing, &mut |batch| {
+                let verdict =
+                    |(index, verdict): &(usize, Verdict)| (missing[*index].key, verdict.clone());
+                keep(batch.iter().map(verdict).collect())
+            })?,
+        }
     }
     let mut table = Table::new(&[
         ("id", ColumnType::Text),

@@ -18,8 +18,7 @@ pub(super) struct Rendered {
     pub(super) system: Option<String>,
     pub(super) user: String,
     pub(super) choices: Vec<i64>,
-    /// The row itself, to render again with a shorter text where the prompt does not fit.
-    #[cfg(any(feature = "torch", test))]
+    /// The row itself, to render again: with a shorter text where the prompt does not fit, or in another process.
     pub(super) row: Value,
 }
 
@@ -118,7 +117,6 @@ impl PromptTemplate {
             system,
             user,
             choices,
-            #[cfg(any(feature = "torch", test))]
             row: row.clone(),
         })
     }

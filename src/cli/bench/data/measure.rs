@@ -67,6 +67,7 @@ pub fn run(pipeline: &Path, catalog: &Catalog) -> Result<Measured, CliError> {
         offline: true,
         home: spec.root.clone(),
         cancel: CancelToken::default(),
+        executor: None,
     };
     let outcome = engine::run(&graph, catalog, &cache, &plan, &options, &watch);
     if outcome.state != RunState::Finished {
