@@ -25,10 +25,12 @@ pub mod failpoint;
 mod fuzz;
 pub mod graph;
 pub mod insight;
+pub mod jobs;
 pub mod metrics;
 pub mod models;
 pub mod ops;
 pub mod runs;
+pub mod slurm;
 pub mod tracking;
 pub mod ui;
 

@@ -4,13 +4,13 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use super::error::CliError;
-use crate::engine::Plan;
+use crate::engine::{Executor, Plan};
 use crate::graph::Graph;
 use crate::ops::Catalog;
 
 /// Whether something that will or may run needs the language-model runtime, and this binary does not have it.
-pub fn needed(plan: &Plan, graph: &Graph, catalog: &Catalog) -> bool {
-    !catalog.has_language_model() && plan.needs_language_model(graph, catalog)
+pub fn needed(plan: &Plan, graph: &Graph, catalog: &Catalog, executor: &dyn Executor) -> bool {
+    !catalog.has_language_model() && plan.needs_language_model(graph, catalog, Some(executor))
 }
 
 /// Replaces this process by `flow-lm` with the same arguments; returns only where that fails.

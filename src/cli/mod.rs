@@ -12,6 +12,7 @@ mod compare_group;
 mod completions;
 mod data;
 mod error;
+mod executor;
 mod export;
 mod fetch;
 mod folders;
@@ -21,6 +22,7 @@ mod handover;
 mod interrupt;
 mod matrix;
 mod metrics;
+mod node;
 mod output;
 mod plan;
 mod record;
@@ -83,6 +85,8 @@ enum Command {
     Bench(bench::Arguments),
     Schema(schema::Arguments),
     Completions(completions::Arguments),
+    #[command(hide = true)]
+    Node(node::Arguments),
 }
 
 /// What commands do with a language model, for the binary that has the runtime.
@@ -145,6 +149,7 @@ pub fn main(catalog: &Catalog, model: Option<ModelCommands>) -> ExitCode {
         }
         Command::Schema(arguments) => schema::run(arguments, catalog, &output),
         Command::Completions(arguments) => completions::run(arguments, &output),
+        Command::Node(arguments) => node::run(arguments, catalog),
     };
     match result {
         Ok(exit) => exit.into(),

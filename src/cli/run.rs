@@ -8,12 +8,13 @@ use clap::Args;
 
 use super::arguments::{PipelineArguments, SelectionArguments};
 use super::error::{CliError, Exit};
+use super::executor::Chosen;
 use super::folders::Folders;
 use super::output::Output;
 use super::resolve::Outside;
 use super::{gpus, handover, interrupt, matrix, plan, results, tracking};
 use crate::cache::{Cache, Holder, RunLock};
-use crate::config::{ModelSpec, PipelineSpec, display};
+use crate::config::{EXECUTORS, ModelSpec, PipelineSpec, display};
 use crate::engine::{
     self, CancelToken, Event, NodeOutcome, NodeStatus, Plan, RunOptions, RunOutcome, RunState, Sink,
 };
@@ -46,6 +47,10 @@ pub struct Arguments {
     /// Send nothing over the network
     #[arg(long)]
     offline: bool,
+
+    /// Where scripts, judges and everything with a model run [default: `executor.use` of the pipeline, or local]
+    #[arg(long, value_name = "NAME", value_parser = EXECUTORS)]
+    executor: Option<String>,
 }
 
 pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<Exit, CliError> {
@@ -66,7 +71,10 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     let settings = tracking::settings(spec.tracking.as_ref(), &graph.name, arguments.offline)?;
     let folders = Folders::of_pipeline(&spec);
     let cancel = CancelToken::default();
-    interrupt::cancel_on_signal(&cancel, *output)?;
+    let chosen = Chosen::of(arguments.executor.as_deref(), &spec, warn)?;
+    let leaving = chosen.clone();
+    interrupt::cancel_on_signal(&cancel, *output, move || leaving.abandon())?;
+    let executor = chosen.executor();
     let mut id = runs::new_id(&folders.runs)?;
     let cache = open_cache(&folders, &id, &cancel, output)?;
     if runs::is_taken(&folders.runs, &id) {
@@ -88,7 +96,7 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
         &outside,
         &*screen,
     )?;
-    if handover::needed(&plan, &graph, catalog) {
+    if handover::needed(&plan, &graph, catalog, &*executor) {
         // The lock goes with the cache; the other program takes it again.
         drop(cache);
         return Err(handover::to_language_model());
@@ -109,6 +117,7 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
         offline: arguments.offline,
         home: folders.home.clone(),
         cancel,
+        executor: Some(executor),
     };
     let go = |sink: &dyn Sink| engine::run(&graph, catalog, &cache, &plan, &options, sink);
     if !graph.variants.is_empty() {
@@ -125,6 +134,10 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     kept.close_tracking(outcome.state, &nodes, &folders.runs, &cache, output);
     printed?;
     Ok(conclude(&outcome, &folders.runs.join(&id), &id, output))
+}
+
+fn warn(message: &str) {
+    Output::of_process().warning(message);
 }
 
 /// What layers of configuration made of each other.
