@@ -27,6 +27,7 @@ mod secrets;
 #[cfg(feature = "torch")]
 mod serve;
 mod shown;
+mod slurm;
 mod soak;
 mod stages;
 mod staleness;
