@@ -23,7 +23,10 @@ pub const PLACES: [&str; 14] = [
     "record.write",
 ];
 
-/// Comes to the place `name`, which is one of [`PLACES`].
+/// The places on the way to a shared cache and back.
+pub const REMOTE_PLACES: [&str; 3] = ["remote.put", "remote.entry", "remote.fetched"];
+
+/// Comes to the place `name`, which is one of [`PLACES`] or [`REMOTE_PLACES`].
 ///
 /// # Errors
 /// What the disk would answer, where a test asked for it.
@@ -88,15 +91,19 @@ mod armed {
             "enospc" => Action::Fail(Errno::NOSPC),
             _ => return None,
         };
-        super::PLACES.contains(&name).then(|| Point {
+        is_place(name).then(|| Point {
             name: name.to_owned(),
             action,
             left: AtomicU64::new(time.parse().unwrap_or(1)),
         })
     }
 
+    fn is_place(name: &str) -> bool {
+        super::PLACES.contains(&name) || super::REMOTE_PLACES.contains(&name)
+    }
+
     pub(super) fn hit(name: &str) -> io::Result<()> {
-        debug_assert!(super::PLACES.contains(&name), "`{name}` has no name");
+        debug_assert!(is_place(name), "`{name}` has no name");
         for point in POINTS.iter().filter(|point| point.name == name) {
             let left = point
                 .left

@@ -30,8 +30,10 @@ pub(super) enum Change {
         entry: Arc<Entry>,
         manifest: String,
         records: Vec<Arc<Record>>,
+        /// The node ran here, and its scratch is of no more use.
+        ran: bool,
     },
-    /// An artifact whose files have other times than recorded.
+    /// An artifact whose files have other times than recorded, or one that was fetched.
     Record(Arc<Record>),
     Latest {
         seq: i64,
@@ -167,7 +169,10 @@ impl Worker {
             Ok(()) => {
                 *failed = None;
                 for change in self.pending.drain(..) {
-                    if let Change::Entry { entry, .. } = change {
+                    if let Change::Entry {
+                        entry, ran: true, ..
+                    } = change
+                    {
                         failpoint::pass("scratch.remove");
                         // A leftover is found and dropped at the next start.
                         let _ = remove(&self.layout.partial(entry.fingerprint));
@@ -187,7 +192,8 @@ impl Worker {
     fn sync_files(&self) -> Result<(), CacheError> {
         let mut records = self.pending.iter().flat_map(|change| match change {
             Change::Entry { records, .. } => records.as_slice(),
-            Change::Record(_) | Change::Latest { .. } => &[],
+            Change::Record(record) => std::slice::from_ref(record),
+            Change::Latest { .. } => &[],
         });
         if !records.any(|record| record.artifact.kind == ArtifactKind::Files) {
             return Ok(());
@@ -232,6 +238,7 @@ pub(super) fn insert(connection: &Connection, changes: &[Change]) -> Result<(), 
                 entry,
                 manifest,
                 records: new,
+                ..
             } => {
                 records.extend(new);
                 entries.append_row(params![

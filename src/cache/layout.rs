@@ -6,6 +6,7 @@
 //! ├── flow.duckdb       index, tables named by digest, verdicts
 //! ├── ledger.jsonl      second copy of entries and verdicts, to make a damaged database anew
 //! ├── index.json        copy of the index, so that a run with nothing to do need not open the database
+//! ├── remote.json       what is known to be in the shared cache
 //! ├── stat.json         digests of outside files by size and times
 //! ├── objects/<digest>/ files outputs
 //! ├── partial/<fp>/     scratch of unfinished nodes; survives a crash
@@ -59,6 +60,10 @@ impl Layout {
 
     pub(super) fn ledger(&self) -> PathBuf {
         self.root.join("ledger.jsonl")
+    }
+
+    pub(super) fn remote(&self) -> PathBuf {
+        self.root.join("remote.json")
     }
 
     pub(super) fn stats(&self) -> PathBuf {

@@ -178,6 +178,7 @@ pub(super) fn read(layout: &Layout) -> Result<Contents, CacheError> {
                 entry: Arc::new(entry),
                 manifest,
                 records: needed,
+                ran: true,
             });
         }
     }

@@ -180,7 +180,10 @@ impl Cache {
             let new: HashMap<Digest, u64> = entries
                 .iter()
                 .flat_map(|entry| entry.outputs.values())
-                .filter(|artifact| !cut.live.contains(&artifact.digest))
+                // What is elsewhere takes no room here.
+                .filter(|artifact| {
+                    !cut.live.contains(&artifact.digest) && index.record(&artifact.digest).is_some()
+                })
                 .map(|artifact| (artifact.digest, artifact.bytes))
                 .collect();
             let total = new

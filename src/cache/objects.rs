@@ -21,17 +21,17 @@ const LARGE: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FileRecord {
     /// Relative, with `/`.
-    path: String,
-    kind: FileKind,
-    size: u64,
-    mtime: i64,
+    pub(super) path: String,
+    pub(super) kind: FileKind,
+    pub(super) size: u64,
+    pub(super) mtime: i64,
     /// Of the content, or of a link's target; of nothing for an empty folder.
-    digest: Digest,
+    pub(super) digest: Digest,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum FileKind {
+pub(super) enum FileKind {
     File,
     Executable,
     Link,
@@ -259,7 +259,7 @@ pub(super) fn file_digest(path: &Path) -> std::io::Result<Digest> {
     Ok(hasher.finalize().into())
 }
 
-fn tree_digest(files: &[FileRecord]) -> Digest {
+pub(super) fn tree_digest(files: &[FileRecord]) -> Digest {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"flow files 1");
     for file in files {

@@ -77,7 +77,7 @@ impl Cache {
             return Ok(());
         }
         let found = match artifact.kind {
-            ArtifactKind::Table => self.read_parquet(artifact, ordered, place),
+            ArtifactKind::Table => self.read_parquet(artifact, Some(ordered), place),
             ArtifactKind::Files => {
                 // Before the copy: a pipe, for one, would never end.
                 scan(place)?;
@@ -100,6 +100,11 @@ impl Cache {
             }),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes a table from a Parquet file that says itself whether its order counts.
+    pub(super) fn import_table(&self, artifact: &Artifact, file: &Path) -> Result<(), CacheError> {
+        self.read_parquet(artifact, None, file).map(|_| ())
     }
 
     fn write_parquet(&self, artifact: &Artifact, file: &Path) -> Result<(), CacheError> {
@@ -139,7 +144,7 @@ impl Cache {
     fn read_parquet(
         &self,
         artifact: &Artifact,
-        ordered: bool,
+        ordered: Option<bool>,
         place: &Path,
     ) -> Result<Artifact, CacheError> {
         // Of the file, unless the machine is short of something.
@@ -154,13 +159,12 @@ impl Cache {
         fs::File::open(place)?;
         let file = sql::file_literal(place);
         let connection = self.database.connection()?;
-        let columns = described(&connection, &file)
+        let described = described(&connection, &file)
             .map_err(failed)?
             .and_then(|text| serde_json::from_str::<Described>(&text).ok())
-            .ok_or_else(|| unreadable(place, "it does not say what table it holds"))?
-            .columns;
+            .ok_or_else(|| unreadable(place, "it does not say what table it holds"))?;
         let mut select = Vec::new();
-        for (name, kind) in &columns {
+        for (name, kind) in &described.columns {
             let carried = Carried::parse(kind).ok_or_else(|| {
                 unreadable(
                     place,
@@ -175,7 +179,7 @@ impl Cache {
             "select {} from read_parquet({file}, hive_partitioning = false)",
             select.join(", ")
         );
-        let wanted = Some(&artifact.digest);
+        let (wanted, ordered) = (Some(&artifact.digest), ordered.unwrap_or(described.ordered));
         self.keep_query(&connection, &query, &[], ordered, wanted, failed)
     }
 }

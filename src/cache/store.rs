@@ -15,7 +15,7 @@ use super::ledger::{self, Contents, Recovered};
 use super::objects::{Integrity, check};
 use super::snapshot::{Identity, Snapshot};
 use super::verdicts;
-use super::{Artifact, CacheError, ExternalError, RunLock, StatIndex};
+use super::{Artifact, CacheError, ExternalError, Remote, RunLock, StatIndex};
 use crate::config::ArtifactKind;
 use crate::digest::Digest;
 use crate::graph::{Fingerprint, Manifest};
@@ -35,6 +35,7 @@ pub struct Cache {
     snapshot: Mutex<Option<Identity>>,
     committer: Option<Committer>,
     recovered: Option<Recovered>,
+    remote: Option<Remote>,
     _lock: Option<RunLock>,
 }
 
@@ -139,6 +140,7 @@ impl Cache {
             snapshot,
             committer,
             recovered,
+            remote: None,
             _lock: lock,
         })
     }
@@ -150,6 +152,15 @@ impl Cache {
     /// What became of a damaged database when this cache was opened.
     pub fn recovered(&self) -> Option<&Recovered> {
         self.recovered.as_ref()
+    }
+
+    /// Has results looked up in a shared cache too, and makes [`Cache::send`] and [`Cache::fetch`] mean it.
+    pub fn set_remote(&mut self, remote: Remote) {
+        self.remote = Some(remote);
+    }
+
+    pub fn remote(&self) -> Option<&Remote> {
+        self.remote.as_ref()
     }
 
     pub fn folder(&self) -> &Path {
@@ -192,19 +203,32 @@ impl Cache {
     }
 
     /// The result under a fingerprint. A hit has been checked: every artifact is there and, as far as sizes and times
-    /// tell, untouched; where they differ the content decides.
+    /// tell, untouched; where they differ the content decides. What is known to be in the shared cache is a hit without
+    /// being here, see [`Cache::is_here`].
     pub fn lookup(&self, fingerprint: Fingerprint) -> Result<Lookup, CacheError> {
         let Some(entry) = self.index().entry(&fingerprint) else {
             return Ok(Lookup::Miss { damaged: None });
         };
         for (name, artifact) in &entry.outputs {
-            if let Some(problem) = self.problem(artifact)? {
+            if let Some(problem) = self.problem(artifact)?
+                && !self.remote().is_some_and(|remote| remote.has(&fingerprint))
+            {
                 return Ok(Lookup::Miss {
                     damaged: Some(format!("output `{name}` {problem}")),
                 });
             }
         }
         Ok(Lookup::Hit(entry))
+    }
+
+    /// Whether the content of an artifact is on this machine.
+    pub fn has(&self, artifact: &Artifact) -> bool {
+        self.index().record(&artifact.digest).is_some()
+    }
+
+    /// Whether all that a result gave is on this machine.
+    pub fn is_here(&self, entry: &Entry) -> bool {
+        entry.outputs.values().all(|artifact| self.has(artifact))
     }
 
     /// What is wrong with an artifact; a bad one is forgotten, so that it is made again.
@@ -273,8 +297,46 @@ impl Cache {
             entry: Arc::clone(&entry),
             manifest,
             records,
+            ran: true,
         })?;
         Ok(entry)
+    }
+
+    /// Takes a result over whose content is elsewhere; durable as others are.
+    pub(super) fn adopt_entry(
+        &self,
+        entry: Arc<Entry>,
+        manifest: Arc<Manifest>,
+    ) -> Result<(), CacheError> {
+        let text = serde_json::to_string(&*manifest).map_err(std::io::Error::from)?;
+        let mut index = self.index();
+        let seq = index.next;
+        index.next += 1;
+        index.add_entry(Arc::clone(&entry));
+        drop(index);
+        self.manifests().known.insert(entry.fingerprint, manifest);
+        // Open for reading only it is remembered as long as this process lives.
+        match &self.committer {
+            Some(committer) => committer.submit(Change::Entry {
+                seq,
+                entry,
+                manifest: text,
+                records: Vec::new(),
+                ran: false,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes an artifact that was fetched durable, as nothing else is committed with it.
+    pub(super) fn keep_record(&self, digest: &Digest) -> Result<(), CacheError> {
+        let mut index = self.index();
+        let unsaved = index.unsaved.remove(digest);
+        let record = index.record(digest).filter(|_| unsaved);
+        drop(index);
+        record.map_or(Ok(()), |record| {
+            self.committer()?.submit(Change::Record(record))
+        })
     }
 
     /// Notes which fingerprint each node of a pipeline has now, for the comparison at its next change.
@@ -371,6 +433,9 @@ impl Cache {
         };
         committer.flush()?;
         self.stats.save(&self.layout.stats())?;
+        if let Some(remote) = &self.remote {
+            remote.save(&self.layout)?;
+        }
         self.database.close_if_idle(Duration::ZERO);
         if self.database.is_doubtful() {
             // The next run must look at the file itself, and makes it anew where it is damaged.
@@ -388,7 +453,9 @@ impl Cache {
                 .to_str()
                 .and_then(|name| name.parse().ok())
                 .map(Fingerprint);
-            if fingerprint.is_none_or(|fingerprint| self.index().entry(&fingerprint).is_some()) {
+            let entry = fingerprint.map(|fingerprint| self.entry(fingerprint));
+            // A result that is known and not here may be on its way to be made.
+            if entry.is_none_or(|entry| entry.is_some_and(|entry| self.is_here(&entry))) {
                 remove(&folder.path())?;
             }
         }

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::error::{CliError, Exit};
 use super::folders::Folders;
 use super::output::Output;
+use super::shared;
 use crate::cache::{Cache, CacheError, Holder, RunLock};
 use crate::graph::Fingerprint;
 use crate::runs;
@@ -25,7 +26,17 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// How much there is [default]
-    Size,
+    Size {
+        /// Count what is in the shared cache too
+        #[arg(long)]
+        remote: bool,
+    },
+    /// Send results that are here and not in the shared cache
+    ///
+    /// The shared cache is the one of `FLOW_CACHE_REMOTE`, else the one that the last run used.
+    Push,
+    /// Fetch what results known here gave and only the shared cache has
+    Pull,
     /// Drop results that the latest runs did not use
     Gc {
         /// Keep what this many of the latest runs used
@@ -43,7 +54,20 @@ enum Action {
 pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     let folders = Folders::of_working_folder();
     match &arguments.action {
-        None | Some(Action::Size) => size(&folders, arguments.json, output),
+        None => size(&folders, false, arguments.json, output),
+        Some(Action::Size { remote }) => size(&folders, *remote, arguments.json, output),
+        Some(Action::Push) => shared::push(
+            open(&folders, "cache push", output)?,
+            &folders,
+            arguments.json,
+            output,
+        ),
+        Some(Action::Pull) => shared::pull(
+            open(&folders, "cache pull", output)?,
+            &folders,
+            arguments.json,
+            output,
+        ),
         Some(Action::Gc {
             keep_runs,
             max_size,
@@ -52,10 +76,21 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     }
 }
 
-fn size(folders: &Folders, json: bool, output: &Output) -> Result<Exit, CliError> {
-    let size = Cache::open_read_only(&folders.cache)?.size()?;
+fn size(folders: &Folders, remote: bool, json: bool, output: &Output) -> Result<Exit, CliError> {
+    let mut cache = Cache::open_read_only(&folders.cache)?;
+    let size = cache.size()?;
+    let there = if remote {
+        cache.set_remote(shared::remote(folders)?);
+        cache.shared_size().map_err(shared::failed)?
+    } else {
+        None
+    };
     if json {
-        output.print_json(&json!(size))?;
+        let mut answer = json!(size);
+        if let Some(there) = there {
+            answer["remote"] = json!(there);
+        }
+        output.print_json(&answer)?;
         return Ok(Exit::Ok);
     }
     let rows = [
@@ -76,6 +111,15 @@ fn size(folders: &Folders, json: bool, output: &Output) -> Result<Exit, CliError
         &rows,
         None,
     ))?;
+    if let Some(there) = there {
+        let rows = [
+            ("results", count(there.entries), String::new()),
+            ("tables", count(there.tables), bytes(there.table_bytes)),
+            ("files", count(there.files), bytes(there.content_bytes)),
+        ];
+        let rows = rows.map(|(name, number, size)| vec![name.to_owned(), number, size]);
+        output.print(&table(&[&there.address, "number", "size"], &rows, None))?;
+    }
     Ok(Exit::Ok)
 }
 
@@ -164,7 +208,7 @@ fn verify(folders: &Folders, json: bool, output: &Output) -> Result<Exit, CliErr
 }
 
 /// Opens the cache for writing; a run that is on is not waited for.
-fn open(folders: &Folders, command: &str, output: &Output) -> Result<Cache, CliError> {
+pub fn open(folders: &Folders, command: &str, output: &Output) -> Result<Cache, CliError> {
     let mut holder = None;
     let lock = RunLock::acquire(&folders.cache, &Holder::new(command), |found| {
         holder = found.cloned();

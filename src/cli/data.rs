@@ -12,6 +12,7 @@ use super::folders::Folders;
 use super::output::Output;
 use super::record;
 use super::rows::Rows;
+use super::shared;
 use crate::cache::{Artifact, Cache, CacheError, named_views};
 use crate::config::ArtifactKind;
 use crate::runs::{NodeOutput, OutputView, Run};
@@ -59,6 +60,8 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
         .as_ref()
         .map(|name| run.view.output(name))
         .transpose()?;
+    let wanted = wanted(&run, named.as_ref().map(|found| found.output), arguments);
+    shared::ensure(&run.view.head.cache, &wanted, output)?;
     match named {
         Some(found) if found.output.kind == ArtifactKind::Files => {
             let cache = Cache::open_read_only(&run.view.head.cache)?;
@@ -100,6 +103,25 @@ fn outputs(arguments: &Arguments, run: &Run, output: &Output) -> Result<(), CliE
         })
         .collect();
     output.print(&table(&["output", "kind", "rows", "size"], &rows, None))
+}
+
+/// What has to be here: the output that was named, and tables whose names are in the query.
+fn wanted(run: &Run, named: Option<&OutputView>, arguments: &Arguments) -> Vec<Artifact> {
+    let sql = arguments.sql.as_deref().unwrap_or_default();
+    let is_named = |name: &str| !sql.is_empty() && name.split('.').all(|part| sql.contains(part));
+    let tables = run.outputs().into_iter().filter(|found| {
+        found.output.kind == ArtifactKind::Table
+            && (is_named(&run.short_name(&found.full())) || is_named(found.node))
+    });
+    let mut wanted: Vec<Artifact> = tables.map(|found| found.output.artifact()).collect();
+    let exports = run.view.head.exports.iter();
+    for (_, target) in exports.filter(|(name, _)| is_named(name)) {
+        let outputs = run.outputs();
+        let found = outputs.iter().find(|found| found.full() == *target);
+        wanted.extend(found.map(|found| found.output.artifact()));
+    }
+    wanted.extend(named.map(OutputView::artifact));
+    wanted
 }
 
 /// A connection with all tables of the run by their names, and `data` for the one that was named.

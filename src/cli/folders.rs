@@ -11,12 +11,17 @@ pub struct Folders {
     pub root: PathBuf,
     pub cache: PathBuf,
     pub runs: PathBuf,
+    /// The address of the shared cache, unchecked where it comes from the environment.
+    pub remote: Option<String>,
 }
 
 impl Folders {
     /// Those of a pipeline: `FLOW_CACHE` and `FLOW_RUNS` win over the pipeline's `cache:`, which wins over the project's own.
     pub fn of_pipeline(spec: &PipelineSpec) -> Self {
-        Self::new(&spec.root, spec.cache.as_deref())
+        Self {
+            remote: remote().or_else(|| spec.cache.remote.clone()),
+            ..Self::new(&spec.root, spec.cache.path.as_deref())
+        }
     }
 
     /// Those of the project the working folder lies in, for commands without a pipeline.
@@ -47,6 +52,7 @@ impl Folders {
             runs: set("FLOW_RUNS")
                 .map(absolute)
                 .unwrap_or_else(|| root.join("runs")),
+            remote: remote(),
         }
     }
 }
@@ -57,6 +63,11 @@ pub fn environment(name: &str) -> Option<String> {
         "FLOW_HOME" => Some(home().display().to_string()),
         other => std::env::var(other).ok(),
     }
+}
+
+/// `FLOW_CACHE_REMOTE`, which wins over a pipeline's `cache.remote`.
+fn remote() -> Option<String> {
+    environment("FLOW_CACHE_REMOTE").filter(|value| !value.is_empty())
 }
 
 fn home() -> PathBuf {

@@ -8,6 +8,7 @@ use super::compare_group;
 use super::error::{CliError, Exit};
 use super::output::Output;
 use super::run::{Kept, Listeners, Project, exit, summary, tell_failure};
+use super::shared;
 use crate::cache::Cache;
 use crate::engine::{NodeOutcome, NodeStatus, Plan, RunOutcome, RunState, Sink};
 use crate::graph::base_name;
@@ -69,6 +70,9 @@ pub fn run(
         if let Some(node) = nodes.iter().find(|node| node.status == NodeStatus::Failed) {
             failed.push((kept, &variant.label, *node));
         }
+    }
+    if let Some(shared) = &outcome.shared {
+        shared::tell(shared, output);
     }
     compare_group::print(&project.folders.runs, group, output)?;
     let record = |node: &str| {

@@ -34,6 +34,7 @@ mod run;
 mod runs;
 mod schema;
 mod serve;
+mod shared;
 mod show;
 #[cfg(feature = "torch")]
 mod speaker;

@@ -9,6 +9,7 @@ use super::folders::Folders;
 use super::output::Output;
 use super::resolve::Outside;
 use super::run::remark;
+use super::shared;
 use crate::cache::Cache;
 use crate::engine::{self, NodePlan, NodeState, Plan, Reason};
 use crate::graph::{Graph, GraphVariant, PartChange, compile};
@@ -66,7 +67,8 @@ pub fn show(
     let graph = compile(&spec, catalog)?;
     remark(&spec, output);
     let folders = Folders::of_pipeline(&spec);
-    let cache = Cache::open_read_only(&folders.cache)?;
+    let mut cache = Cache::open_read_only(&folders.cache)?;
+    shared::connect(&mut cache, &folders, offline)?;
     let sink = output.sink();
     let outside = Outside {
         root: &folders.root,
@@ -160,10 +162,11 @@ fn as_text(plan: &Plan, style: Style) -> String {
                     style.yellow("may run")
                 ));
             }
-            NodeState::Cached { .. } => text.push_str(&format!(
-                "{}\n",
-                style.dim(format!("cached    {name}").trim_end())
-            )),
+            NodeState::Cached { elsewhere, .. } => {
+                let place = if *elsewhere { "  (remote)" } else { "" };
+                let line = format!("cached    {name}{place}");
+                text.push_str(&format!("{}\n", style.dim(line.trim_end())));
+            }
         }
     }
     let cached = plan.nodes.len() - run - may;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::error::CliError;
 use super::output::Output;
 use super::rows::Rows;
+use super::shared;
 use crate::cache::Cache;
 use crate::engine::RunOutcome;
 use crate::graph::Shown;
@@ -25,6 +26,13 @@ pub fn print(
         let Some(artifact) = node.and_then(|node| node.outputs.get(&shown.output)) else {
             continue;
         };
+        if !shared::bring(cache, artifact, output)? {
+            output.warning(&format!(
+                "`{}` is not shown: what it holds is in the shared cache, and cannot be fetched now",
+                shown.name
+            ));
+            continue;
+        }
         let total = artifact.rows.unwrap_or_default();
         // Where the order does not count it is anybody's, and two runs would print two tables.
         let order = if cache.is_ordered(&artifact.digest) {

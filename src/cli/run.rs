@@ -12,7 +12,7 @@ use super::executor::Chosen;
 use super::folders::Folders;
 use super::output::Output;
 use super::resolve::Outside;
-use super::{gpus, handover, interrupt, matrix, plan, results, tracking};
+use super::{gpus, handover, interrupt, matrix, plan, results, shared, tracking};
 use crate::cache::{Cache, Holder, RunLock};
 use crate::config::{EXECUTORS, ModelSpec, PipelineSpec, display};
 use crate::engine::{
@@ -76,11 +76,12 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     interrupt::cancel_on_signal(&cancel, *output, move || leaving.abandon())?;
     let executor = chosen.executor();
     let mut id = runs::new_id(&folders.runs)?;
-    let cache = open_cache(&folders, &id, &cancel, output)?;
+    let mut cache = open_cache(&folders, &id, &cancel, output)?;
     if runs::is_taken(&folders.runs, &id) {
         // The run that was waited for took it too, as may be after the clock was set back.
         id = runs::new_id(&folders.runs)?;
     }
+    shared::connect(&mut cache, &folders, arguments.offline)?;
     let screen = output.sink();
     let outside = Outside {
         root: &folders.root,
@@ -127,6 +128,9 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
     let outcome = go(&Listeners(&[&*screen, &kept]));
     let nodes: Vec<&NodeOutcome> = outcome.nodes.iter().collect();
     kept.close_record(&nodes, &folders.runs, &cache, output);
+    if let Some(shared) = &outcome.shared {
+        shared::tell(shared, output);
+    }
     let printed = match outcome.state {
         RunState::Finished => results::print(&graph.shown, &outcome, &cache, output),
         _ => Ok(()),

@@ -19,6 +19,8 @@ pub fn start(
         &Folders::of_working_folder(),
         &wanted.trained.run,
         wanted.trained.node.as_deref(),
+        wanted.trained.offline,
+        output,
     )?;
     let base = trained.base(wanted.trained.offline)?;
     let options = LoadOptions {

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::error::CliError;
 use super::folders::Folders;
-use super::record;
+use super::output::Output;
+use super::{record, shared};
 use crate::cache::{Artifact, Cache};
 use crate::config::{ModelSpec, suggest};
 use crate::digest::Digest;
@@ -48,9 +49,18 @@ impl Trained {
     ///
     /// # Errors
     /// A run that trained nothing or too much, or whose result is gone from the cache.
-    pub fn find(folders: &Folders, name: &str, node: Option<&str>) -> Result<Self, CliError> {
+    pub fn find(
+        folders: &Folders,
+        name: &str,
+        node: Option<&str>,
+        offline: bool,
+        output: &Output,
+    ) -> Result<Self, CliError> {
         let view = record::show(folders, name)?;
         let (trained, adapter) = pick(&view, node)?;
+        if !offline {
+            shared::ensure(&view.head.cache, [&adapter.artifact()], output)?;
+        }
         let cache = Cache::open_read_only(&view.head.cache)?;
         let id = view.head.id.clone();
         let gone = || {

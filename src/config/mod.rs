@@ -4,6 +4,7 @@
 //! never thrown one by one; each points at the place in the text it is about.
 
 mod builtin;
+mod cache;
 mod call;
 mod check;
 mod declare;
@@ -29,6 +30,7 @@ mod tracking;
 mod yaml;
 
 pub use builtin::file as stage_file;
+pub use cache::{CacheSpec, WrongRemote, check_remote};
 pub use call::{Call, InputRef};
 pub use check::{Checker, describe};
 pub use diagnostic::{Diagnostic, Diagnostics, Problems};

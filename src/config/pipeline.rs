@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::cache::CacheSpec;
 use super::call::{Call, InputRef, check_name};
 use super::diagnostic::{Diagnostic, Problems};
 use super::executor::ExecutorSpec;
@@ -33,8 +34,7 @@ pub struct PipelineSpec {
     pub matrix: Option<Matrix>,
     /// What the user should know of how profile, matrix and command line came together.
     pub remarks: Vec<String>,
-    /// `cache: { path: … }`, relative to the project folder.
-    pub cache: Option<PathBuf>,
+    pub cache: CacheSpec,
     pub tracking: Option<TrackingSpec>,
     pub executor: Option<ExecutorSpec>,
     /// The text the pipeline was read from, kept with each run.
@@ -63,7 +63,7 @@ pub struct Parts {
     pub models: BTreeMap<String, Model>,
     pub stages: Vec<Call>,
     pub show: Vec<InputRef>,
-    pub cache: Option<PathBuf>,
+    pub cache: CacheSpec,
     pub tracking: Option<TrackingSpec>,
     pub executor: Option<ExecutorSpec>,
 }
@@ -118,12 +118,10 @@ pub fn read(yaml: &Yaml, problems: &mut Problems) -> Option<Parts> {
     // Profiles were laid over before, and the matrix was taken out; here only their place among the keys counts.
     fields.entry("profiles");
     fields.entry("matrix");
-    let cache = fields.entry("cache").and_then(|entry| {
-        let mut fields = Fields::of(&entry.value, "`cache`", entry.key_span, problems)?;
-        let path = fields.text("path", problems);
-        fields.finish(problems);
-        path.map(PathBuf::from)
-    });
+    let cache = fields
+        .entry("cache")
+        .and_then(|entry| CacheSpec::read(entry, problems))
+        .unwrap_or_default();
     let tracking = fields
         .entry("tracking")
         .and_then(|entry| TrackingSpec::read(entry, problems));

@@ -61,7 +61,7 @@ pub fn pipeline(uses: &Interfaces) -> Value {
                 "additionalProperties": { "type": ["array", "object"] },
             },
             "profiles": { "description": overrides, "type": "object", "additionalProperties": { "type": "object" } },
-            "cache": { "type": "object", "additionalProperties": false, "properties": { "path": { "type": "string", "description": "Folder of the cache, relative to the project." } } },
+            "cache": { "type": "object", "additionalProperties": false, "properties": { "path": { "type": "string", "description": "Folder of the cache, relative to the project." }, "remote": { "type": "string", "pattern": "^(s3|gs|az|file)://|\\$\\{", "description": "Where results are shared with other machines (s3://bucket/prefix, gs://…, az://…, file:///folder); `FLOW_CACHE_REMOTE` wins over it. Keys come from the environment (`AWS_ACCESS_KEY_ID`, …)." } } },
             "tracking": {
                 "description": "Where runs are tracked, by W&B's protocol; `WANDB_BASE_URL`, `WANDB_PROJECT`, `WANDB_ENTITY` and `WANDB_MODE` win over it.",
                 "type": "object",

@@ -62,6 +62,11 @@ pub enum EventKind {
         metrics: BTreeMap<String, f64>,
         error: Option<String>,
     },
+    /// A node that was found in the shared cache runs after all: what it gave cannot be had from there. What was said of
+    /// its end no longer holds.
+    NodeReopened {
+        node: String,
+    },
     RunFinished {
         state: RunState,
         seconds: f64,

@@ -6,10 +6,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::plan::Facts;
-use super::{Call, RunOptions, Sink};
-use crate::cache::{Artifact, Cache, Entry, ExternalError, NewEntry};
+use super::sharing::{Sharing, tell_warnings};
+use super::{Call, Event, EventKind, Level, RunOptions, Sink};
+use crate::cache::{Artifact, Cache, Entry, ExternalError, NewEntry, RemoteError};
 use crate::graph::{Manifest, Node};
 use crate::ops::{Context, Op, OpError, Outputs, RunFn};
+
+/// From this size on a transfer is told when it starts.
+const WORTH_TELLING: u64 = 16 << 20;
 
 /// All that is needed to run a node on any thread.
 pub(super) struct Task<'run> {
@@ -26,15 +30,33 @@ pub(super) struct Task<'run> {
     pub(super) gpus: Vec<u32>,
 }
 
-/// Runs a task to its commit.
+/// Why a task did not end with a result.
+pub(super) enum Stopped {
+    Failed(OpError),
+    /// What these input ports read cannot be had from the shared cache, though it is known there.
+    Lost(Vec<String>),
+}
+
+impl<E: Into<OpError>> From<E> for Stopped {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Runs a task to its commit; what it reads and is only in the shared cache comes here first.
 pub(super) fn execute(
     task: Task<'_>,
     cache: &Cache,
     options: &RunOptions,
     sink: &dyn Sink,
-) -> Result<Arc<Entry>, OpError> {
-    let start = Instant::now();
+    sharing: &Sharing<'_>,
+) -> Result<Arc<Entry>, Stopped> {
     let node = task.node;
+    let lost = fetch(&task, cache, sink, sharing)?;
+    if !lost.is_empty() {
+        return Err(Stopped::Lost(lost));
+    }
+    let start = Instant::now();
     let fingerprint = task.manifest.fingerprint();
     let scratch = cache.scratch_path(fingerprint);
     fs_err::create_dir_all(&scratch)?;
@@ -107,6 +129,48 @@ pub(crate) fn run_here(context: &mut Context<'_>, run: Option<RunFn>) -> Result<
         )
     })?;
     catch_unwind(AssertUnwindSafe(|| run(context))).unwrap_or_else(|panic| Err(panicked(&*panic)))
+}
+
+/// Brings the inputs here; gives the ports of those that cannot be had.
+fn fetch(
+    task: &Task<'_>,
+    cache: &Cache,
+    sink: &dyn Sink,
+    sharing: &Sharing<'_>,
+) -> Result<Vec<String>, OpError> {
+    let mut lost = Vec::new();
+    for (port, artifact) in &task.inputs {
+        if cache.has(artifact) {
+            continue;
+        }
+        if artifact.bytes >= WORTH_TELLING {
+            sink.event(&Event::now(EventKind::Fetching {
+                what: format!(
+                    "what `{}` reads as `{port}`, from the shared cache",
+                    task.node.name
+                ),
+            }));
+        }
+        match cache.fetch(artifact) {
+            Ok(()) => sharing.note_fetched(),
+            // The disk, or memory: it would be no better if the node ran that made it.
+            Err(RemoteError::Cache(error)) => return Err(error.into()),
+            Err(error) => {
+                if let RemoteError::Missing { .. } = error {
+                    tell_warnings(cache, sink);
+                    let message = format!("{error}, where an entry says it is");
+                    sink.event(&Event::now(EventKind::Log {
+                        node: None,
+                        level: Level::Warn,
+                        message,
+                    }));
+                }
+                lost.push(port.clone());
+            }
+        }
+    }
+    tell_warnings(cache, sink);
+    Ok(lost)
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> OpError {

@@ -13,6 +13,7 @@ mod plan;
 mod resolve;
 mod run;
 mod select;
+mod sharing;
 mod slots;
 
 pub use cancel::CancelToken;
@@ -21,7 +22,7 @@ pub use error::EngineError;
 pub use event::{Event, EventKind, Level, NodeStatus, Progress, RunState, Sink, Sinks};
 pub(crate) use execute::run_here;
 pub use executor::{Call, Executor};
-pub use outcome::{Failure, NodeOutcome, RunOutcome};
+pub use outcome::{Failure, NodeOutcome, RunOutcome, SharedOutcome};
 pub use plan::{NodePlan, NodeState, Plan, Reason, plan};
 pub use resolve::{Resolve, ResolveError};
 pub use run::{RunOptions, run};

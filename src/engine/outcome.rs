@@ -15,6 +15,26 @@ pub struct RunOutcome {
     pub nodes: Vec<NodeOutcome>,
     /// The first thing that went wrong; what failed after it is in `nodes`.
     pub headline: Option<Failure>,
+    /// What passed between this machine and the shared cache, where there is one.
+    pub shared: Option<SharedOutcome>,
+}
+
+/// What a run took from the shared cache and gave to it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SharedOutcome {
+    pub address: String,
+    /// Results of the run whose content is there and not here.
+    pub elsewhere: usize,
+    /// Artifacts that were fetched because something here read them.
+    pub fetched: usize,
+    pub received_bytes: u64,
+    /// Results that were sent.
+    pub sent: usize,
+    pub sent_bytes: u64,
+    /// From the first to the last of them.
+    pub seconds: f64,
+    /// Results that should have been sent and were not.
+    pub unsent: usize,
 }
 
 #[derive(Debug, Clone)]

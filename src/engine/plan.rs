@@ -8,7 +8,7 @@ use petgraph::graph::NodeIndex;
 use serde::{Deserialize, Serialize};
 
 use super::select::Selected;
-use super::{EngineError, EventKind, Executor, Resolve, Selection, Sink};
+use super::{EngineError, EventKind, Executor, Resolve, Selection, Sink, sharing};
 use crate::cache::{Artifact, Cache, Entry, ExternalError, Lookup};
 use crate::digest::Digest;
 use crate::graph::{Fingerprint, Graph, Manifest, Node, PartChange, base_name};
@@ -66,6 +66,9 @@ pub enum NodeState {
     },
     Cached {
         fingerprint: Fingerprint,
+        /// What it gave is in the shared cache only, and comes here once something reads it.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        elsewhere: bool,
         #[serde(skip)]
         entry: Arc<Entry>,
     },
@@ -136,26 +139,13 @@ impl Plan {
 
     /// The nodes in order, and what each is made of but for the digests of its inputs.
     pub fn manifests<'a>(&'a self, graph: &'a Graph) -> impl Iterator<Item = (&'a Node, Manifest)> {
-        self.indices.iter().map(|index| {
-            let node = &graph.dag[*index];
-            (node, self.facts[index].manifest(node, BTreeMap::new()))
-        })
+        manifests(graph, &self.indices, &self.facts)
     }
 
     /// What the run is asked to do: the same where every node is, and all are linked alike, whichever variants have them. Says
     /// nothing of results.
     pub fn request(&self, graph: &Graph) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        for (node, manifest) in self.manifests(graph) {
-            let inputs = node
-                .inputs
-                .iter()
-                .map(|input| (&input.port, base_name(&input.node), &input.output));
-            let inputs: Vec<_> = inputs.collect();
-            serde_json::to_writer(&mut hasher, &(node.base(), manifest, inputs))
-                .expect("a node is plain data");
-        }
-        hasher.finalize().into()
+        request(graph, &self.indices, &self.facts)
     }
 
     /// Whether a node that will or may run in this process needs the language-model runtime.
@@ -175,6 +165,31 @@ impl Plan {
         };
         self.nodes.iter().zip(&self.indices).any(runs)
     }
+}
+
+fn manifests<'a>(
+    graph: &'a Graph,
+    indices: &'a [NodeIndex],
+    facts: &'a HashMap<NodeIndex, Facts>,
+) -> impl Iterator<Item = (&'a Node, Manifest)> {
+    indices.iter().map(|index| {
+        let node = &graph.dag[*index];
+        (node, facts[index].manifest(node, BTreeMap::new()))
+    })
+}
+
+fn request(graph: &Graph, indices: &[NodeIndex], facts: &HashMap<NodeIndex, Facts>) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for (node, manifest) in manifests(graph, indices, facts) {
+        let inputs = node
+            .inputs
+            .iter()
+            .map(|input| (&input.port, base_name(&input.node), &input.output));
+        let inputs: Vec<_> = inputs.collect();
+        serde_json::to_writer(&mut hasher, &(node.base(), manifest, inputs))
+            .expect("a node is plain data");
+    }
+    hasher.finalize().into()
 }
 
 /// Hashes outside data, resolves models and looks every node up.
@@ -199,6 +214,8 @@ pub fn plan(
         known: HashMap::new(),
         past: None,
     };
+    planner.ask_shared(&indices, &facts, &selected.forced);
+    sharing::tell_warnings(cache, sink);
     let mut nodes = Vec::with_capacity(indices.len());
     for &index in &indices {
         let node = &graph.dag[index];
@@ -305,6 +322,64 @@ struct Planner<'a> {
 type Past = HashMap<Fingerprint, Vec<BTreeMap<String, Digest>>>;
 
 impl<'a> Planner<'a> {
+    /// Looks in the shared cache for what is not here: for the pipeline as a whole first, then for all nodes at once whose
+    /// inputs are known, level by level as far as results are found.
+    fn ask_shared(
+        &mut self,
+        indices: &[NodeIndex],
+        facts: &HashMap<NodeIndex, Facts>,
+        forced: &HashSet<NodeIndex>,
+    ) {
+        if !self.cache.remote().is_some_and(|remote| remote.is_up()) {
+            return;
+        }
+        let mut asked_whole = false;
+        // What was found so far; the final word has `state`.
+        let mut found: HashMap<&str, Arc<Entry>> = HashMap::new();
+        loop {
+            let mut missing = Vec::new();
+            for &index in indices.iter().filter(|index| !forced.contains(index)) {
+                let node = &self.graph.dag[index];
+                if found.contains_key(node.name.as_str()) {
+                    continue;
+                }
+                let inputs =
+                    input_artifacts(node, |name| found.get(name).map(|entry| &entry.outputs));
+                if inputs.len() < node.inputs.len() {
+                    continue;
+                }
+                let digests = inputs
+                    .iter()
+                    .map(|(port, artifact)| (port.clone(), artifact.digest));
+                let fingerprint = facts[&index]
+                    .manifest(node, digests.collect())
+                    .fingerprint();
+                match self.cache.lookup(fingerprint) {
+                    Ok(Lookup::Hit(entry)) => {
+                        found.insert(&node.name, entry);
+                    }
+                    Ok(Lookup::Miss { .. }) => missing.push(fingerprint),
+                    // Told when its state is worked out.
+                    Err(_) => {}
+                }
+            }
+            if missing.is_empty() {
+                return;
+            }
+            let mut more = 0;
+            if !std::mem::replace(&mut asked_whole, true) {
+                let request = request(self.graph, indices, facts);
+                more = self.cache.find_shared_pipeline(request);
+            }
+            if more == 0 {
+                more = self.cache.find_shared(&missing);
+            }
+            if more == 0 {
+                return;
+            }
+        }
+    }
+
     fn state(
         &mut self,
         index: NodeIndex,
@@ -340,7 +415,11 @@ impl<'a> Planner<'a> {
         Ok(match lookup {
             Lookup::Hit(entry) => {
                 self.known.insert(&node.name, Arc::clone(&entry));
-                NodeState::Cached { fingerprint, entry }
+                NodeState::Cached {
+                    fingerprint,
+                    elsewhere: !self.cache.is_here(&entry),
+                    entry,
+                }
             }
             Lookup::Miss { damaged } => {
                 let reasons = reasons(

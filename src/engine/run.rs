@@ -6,13 +6,14 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::execute::{Task, execute};
+use super::execute::{Stopped, Task, execute};
 use super::outcome::{Failure, NodeOutcome, RunOutcome};
 use super::plan::{NodeState, Plan, Reason, input_artifacts, reasons};
+use super::sharing::{Sharing, tell_warnings};
 use super::slots::{Slots, Taken};
 use super::{CancelToken, EngineError, Event, EventKind, Executor, NodeStatus, RunState, Sink};
 use crate::cache::{Artifact, Cache, Entry, Lookup};
-use crate::graph::{Fingerprint, Graph};
+use crate::graph::{Fingerprint, Graph, Manifest};
 use crate::ops::{Catalog, OpError};
 
 /// How a run goes about it; none of this can change a result.
@@ -31,7 +32,7 @@ pub struct RunOptions {
     pub executor: Option<Arc<dyn Executor>>,
 }
 
-type Finished = (usize, Taken, Result<Arc<Entry>, OpError>, f64);
+type Finished = (usize, Taken, Result<Arc<Entry>, Stopped>, f64);
 
 /// Does what a plan says: runs what is not cached, in order of need and as wide as the slots allow.
 ///
@@ -61,13 +62,28 @@ pub fn run(
             message,
         });
     }
-    let mut scheduler = Scheduler::new(graph, catalog, cache, plan, options, sink);
-    scheduler.run();
-    let Scheduler {
-        outcomes,
-        mut headline,
-        ..
-    } = scheduler;
+    let sharing = Sharing::new(cache);
+    let (outcomes, mut headline, shared) = std::thread::scope(|scope| {
+        sharing.start(scope, &options.cancel);
+        let mut scheduler = Scheduler::new(graph, catalog, cache, plan, options, sink, &sharing);
+        scheduler.run();
+        let Scheduler {
+            outcomes, headline, ..
+        } = scheduler;
+        (outcomes, headline, sharing.finish(sink))
+    });
+    let fingerprints: Option<Vec<_>> = outcomes
+        .iter()
+        .map(|outcome| outcome.fingerprint.filter(|_| outcome.error.is_none()))
+        .collect();
+    if let Some(fingerprints) = fingerprints
+        && cache.remote().is_some_and(|remote| remote.takes())
+        && cache
+            .send_pipeline(plan.request(graph), &fingerprints)
+            .is_err()
+    {
+        tell_warnings(cache, sink);
+    }
     let names = outcomes.iter().filter_map(|outcome| {
         Some((
             outcome.name.as_str(),
@@ -100,6 +116,7 @@ pub fn run(
         seconds,
         nodes: outcomes,
         headline,
+        shared,
     }
 }
 
@@ -110,6 +127,9 @@ struct Scheduler<'run> {
     plan: &'run Plan,
     options: &'run RunOptions,
     sink: &'run dyn Sink,
+    sharing: &'run Sharing<'run>,
+    /// Results that were taken for found until their content could not be had, by position.
+    lost: HashMap<usize, Arc<Entry>>,
     /// Positions in the plan.
     names: HashMap<&'run str, usize>,
     /// How many inputs a node still waits for.
@@ -140,6 +160,7 @@ impl<'run> Scheduler<'run> {
         plan: &'run Plan,
         options: &'run RunOptions,
         sink: &'run dyn Sink,
+        sharing: &'run Sharing<'run>,
     ) -> Self {
         let names: HashMap<&str, usize> = plan
             .nodes
@@ -169,6 +190,8 @@ impl<'run> Scheduler<'run> {
             plan,
             options,
             sink,
+            sharing,
+            lost: HashMap::new(),
             names,
             known: (0..count)
                 .rev()
@@ -194,6 +217,7 @@ impl<'run> Scheduler<'run> {
         let inbox = Mutex::new(inbox);
         let (done, finished) = mpsc::channel::<Finished>();
         let (cache, options, sink) = (self.cache, self.options, self.sink);
+        let sharing = self.sharing;
         std::thread::scope(|scope| {
             let inbox = &inbox;
             let mut workers = 0;
@@ -206,7 +230,9 @@ impl<'run> Scheduler<'run> {
                         let done = done.clone();
                         let spawned = std::thread::Builder::new()
                             .name(format!("worker {workers}"))
-                            .spawn_scoped(scope, move || work(inbox, &done, cache, options, sink));
+                            .spawn_scoped(scope, move || {
+                                work(inbox, &done, cache, options, sink, sharing);
+                            });
                         if let Err(error) = spawned {
                             workers -= 1;
                             // Another worker will come to it; without any, the node cannot run at all.
@@ -219,7 +245,12 @@ impl<'run> Scheduler<'run> {
                     if let Err(mpsc::SendError((position, taken, _))) =
                         tasks.send((position, taken, task))
                     {
-                        self.finish(position, taken, Err(OpError::new("no worker is left")), 0.0);
+                        self.finish(
+                            position,
+                            taken,
+                            Err(OpError::new("no worker is left").into()),
+                            0.0,
+                        );
                     }
                 }
                 if self.running == 0 && self.known.is_empty() {
@@ -239,6 +270,7 @@ impl<'run> Scheduler<'run> {
 
     /// Looks up every node whose inputs are known, until those left have to run.
     fn settle(&mut self) {
+        self.ask_shared();
         while let Some(position) = self.known.pop() {
             if let Err(error) = self.look_up(position) {
                 let error = OpError::with_help(error.to_string(), error.help().unwrap_or_default());
@@ -247,29 +279,75 @@ impl<'run> Scheduler<'run> {
         }
     }
 
+    /// Looks all nodes whose inputs have just become known up in the shared cache at once.
+    fn ask_shared(&self) {
+        if !self.cache.remote().is_some_and(|remote| remote.is_up()) {
+            return;
+        }
+        let missing = self.known.iter().filter_map(|&position| {
+            let planned = matches!(self.plan.nodes[position].state, NodeState::Cached { .. });
+            let forced = self
+                .plan
+                .selected
+                .forced
+                .contains(&self.plan.indices[position]);
+            if planned || forced || !self.unknown(position).is_empty() {
+                return None;
+            }
+            let fingerprint = self.manifest(position).0.fingerprint();
+            let lookup = self.cache.lookup(fingerprint);
+            matches!(lookup, Ok(Lookup::Miss { .. })).then_some(fingerprint)
+        });
+        let missing: Vec<_> = missing.collect();
+        self.cache.find_shared(&missing);
+        tell_warnings(self.cache, self.sink);
+    }
+
+    /// The nodes a node reads that have no result: those that have to run again after all.
+    fn unknown(&self, position: usize) -> Vec<usize> {
+        let inputs = &self.graph.dag[self.plan.indices[position]].inputs;
+        let above = inputs
+            .iter()
+            .filter_map(|input| self.names.get(input.node.as_str()).copied());
+        above.filter(|&above| !self.ended[above]).collect()
+    }
+
+    /// What a node is made of now that its inputs are known, and these inputs.
+    fn manifest(&self, position: usize) -> (Manifest, BTreeMap<String, Artifact>) {
+        let index = self.plan.indices[position];
+        let node = &self.graph.dag[index];
+        let outputs = |name: &str| {
+            self.entries[*self.names.get(name)?]
+                .as_ref()
+                .map(|entry| &entry.outputs)
+        };
+        let inputs = input_artifacts(node, outputs);
+        let digests = inputs
+            .iter()
+            .map(|(port, artifact)| (port.clone(), artifact.digest));
+        (
+            self.plan.facts[&index].manifest(node, digests.collect()),
+            inputs,
+        )
+    }
+
     fn look_up(&mut self, position: usize) -> Result<(), EngineError> {
-        if let NodeState::Cached { entry, .. } = &self.plan.nodes[position].state {
+        if let NodeState::Cached { entry, .. } = &self.plan.nodes[position].state
+            && !self.lost.contains_key(&position)
+        {
             self.succeed(position, NodeStatus::Cached, Arc::clone(entry), 0.0);
+            return Ok(());
+        }
+        for above in self.unknown(position) {
+            self.wait(position, above);
+        }
+        if self.waiting[position] > 0 {
             return Ok(());
         }
         let index = self.plan.indices[position];
         let node = &self.graph.dag[index];
         let facts = &self.plan.facts[&index];
-        let inputs = {
-            let outputs = |name: &str| {
-                self.entries[*self.names.get(name)?]
-                    .as_ref()
-                    .map(|entry| &entry.outputs)
-            };
-            input_artifacts(node, outputs)
-        };
-        let manifest = facts.manifest(
-            node,
-            inputs
-                .iter()
-                .map(|(port, artifact)| (port.clone(), artifact.digest))
-                .collect(),
-        );
+        let (manifest, inputs) = self.manifest(position);
         let fingerprint = manifest.fingerprint();
         if let Some(&maker) = self.makers.get(&fingerprint) {
             self.twins.entry(maker).or_default().push(position);
@@ -365,15 +443,80 @@ impl<'run> Scheduler<'run> {
         &mut self,
         position: usize,
         taken: Taken,
-        result: Result<Arc<Entry>, OpError>,
+        result: Result<Arc<Entry>, Stopped>,
         seconds: f64,
     ) {
         self.running -= 1;
         self.slots.give_back(taken);
         match result {
-            Ok(entry) => self.succeed(position, NodeStatus::Ran, entry, seconds),
-            Err(OpError::Cancelled) => self.skip(position, "interrupted", seconds),
-            Err(error) => self.fail(position, &error, seconds),
+            Ok(entry) => {
+                self.compare_with_lost(position, &entry);
+                self.succeed(position, NodeStatus::Ran, entry, seconds);
+            }
+            Err(Stopped::Lost(ports)) => self.make_again(position, &ports),
+            Err(Stopped::Failed(OpError::Cancelled)) => self.skip(position, "interrupted", seconds),
+            Err(Stopped::Failed(error)) => self.fail(position, &error, seconds),
+        }
+    }
+
+    /// Puts a node back until those above it have run after all whose results were found without their content.
+    fn make_again(&mut self, position: usize, ports: &[String]) {
+        if let Some(fingerprint) = self.making[position].take() {
+            self.makers.remove(&fingerprint);
+        }
+        let inputs = &self.graph.dag[self.plan.indices[position]].inputs;
+        let mut above: Vec<usize> = inputs
+            .iter()
+            .filter(|input| ports.contains(&input.port))
+            .filter_map(|input| self.names.get(input.node.as_str()).copied())
+            .collect();
+        above.sort_unstable();
+        above.dedup();
+        for above in above {
+            // Otherwise it is on its way already, or has run meanwhile.
+            if self.ended[above]
+                && !self.lost.contains_key(&above)
+                && let Some(entry) = self.entries[above].take()
+            {
+                self.cache.set_lost(entry.fingerprint);
+                self.lost.insert(above, entry);
+                self.ended[above] = false;
+                let name = self.plan.nodes[above].name.as_str();
+                self.outcomes.retain(|outcome| outcome.name != name);
+                self.sink.event(&Event::now(EventKind::NodeReopened {
+                    node: name.to_owned(),
+                }));
+                self.known.push(above);
+            }
+        }
+        // It waits there for what has no result.
+        self.known.push(position);
+    }
+
+    fn wait(&mut self, position: usize, above: usize) {
+        self.below[above].push(position);
+        self.waiting[position] += 1;
+    }
+
+    /// Nodes below may have been found by what the lost result was; the next run looks at them anew.
+    fn compare_with_lost(&self, position: usize, entry: &Entry) {
+        let Some(lost) = self.lost.get(&position) else {
+            return;
+        };
+        let digests = |entry: &Entry| -> Vec<_> {
+            let artifacts = entry.outputs.values();
+            artifacts.map(|artifact| artifact.digest).collect()
+        };
+        if digests(lost) != digests(entry) {
+            let message = format!(
+                "`{}` gave something else than is known of it in the shared cache: run again to bring what is below it up to date",
+                self.plan.nodes[position].name
+            );
+            self.sink.event(&Event::now(EventKind::Log {
+                node: None,
+                level: super::Level::Warn,
+                message,
+            }));
         }
     }
 
@@ -387,6 +530,12 @@ impl<'run> Scheduler<'run> {
             ..self.outcome(position)
         };
         self.end(position, outcome);
+        match status {
+            NodeStatus::Cached => self
+                .sharing
+                .note_cached(entry.fingerprint, self.cache.is_here(&entry)),
+            _ => self.sharing.offer(entry.fingerprint),
+        }
         self.entries[position] = Some(entry);
         for below in std::mem::take(&mut self.below[position]) {
             self.waiting[below] -= 1;
@@ -468,6 +617,7 @@ fn work(
     cache: &Cache,
     options: &RunOptions,
     sink: &dyn Sink,
+    sharing: &Sharing<'_>,
 ) {
     loop {
         let next = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -475,7 +625,7 @@ fn work(
             return;
         };
         let start = Instant::now();
-        let result = execute(task, cache, options, sink);
+        let result = execute(task, cache, options, sink, sharing);
         if done
             .send((position, taken, result, start.elapsed().as_secs_f64()))
             .is_err()

@@ -228,6 +228,12 @@ impl Files {
                     log.flush()?;
                 }
             }
+            EventKind::NodeReopened { .. } => {
+                if let Some(cached) = self.head.counts.get_mut("cached") {
+                    *cached = cached.saturating_sub(1);
+                }
+                self.head.counts.retain(|_, count| *count > 0);
+            }
             EventKind::RunFinished { state, seconds } => {
                 self.head.state = *state;
                 self.head.seconds = Some(*seconds);

@@ -64,8 +64,13 @@ impl<'a> Split<'a> {
         for &owner in owners {
             let part = &self.parts[owner];
             part.sink.event(&renamed);
-            if let EventKind::NodeFinished { status, .. } = &event.kind {
-                part.node_ended(*status);
+            match &event.kind {
+                EventKind::NodeFinished { status, .. } => part.node_ended(*status),
+                EventKind::NodeReopened { .. } => {
+                    let mut state = part.state.lock().unwrap_or_else(PoisonError::into_inner);
+                    state.left += 1;
+                }
+                _ => {}
             }
         }
     }
@@ -125,6 +130,7 @@ impl Sink for Split<'_> {
             | EventKind::Log {
                 node: Some(node), ..
             }
+            | EventKind::NodeReopened { node }
             | EventKind::NodeFinished { node, .. } => self.pass_on(node, event),
             EventKind::Log { node: None, .. } | EventKind::Fetching { .. } => {
                 self.parts.iter().for_each(|part| part.sink.event(event));
@@ -145,6 +151,7 @@ fn renamed(event: &Event) -> Event {
         | EventKind::Log {
             node: Some(node), ..
         }
+        | EventKind::NodeReopened { node }
         | EventKind::NodeFinished { node, .. } => node.truncate(base_name(node).len()),
         _ => {}
     }

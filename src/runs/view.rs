@@ -89,7 +89,10 @@ pub fn show(folder: &Path) -> std::io::Result<RunView> {
             continue;
         };
         match event.kind {
+            EventKind::NodeReopened { node } => nodes.retain(|known: &NodeView| known.name != node),
             EventKind::NodeStarted { node, reasons, .. } => {
+                // One that had to wait for what it reads starts twice.
+                started.retain(|(name, ..)| *name != node);
                 started.push((node, event.time, reasons));
             }
             EventKind::NodeFinished {

@@ -69,6 +69,7 @@ pub fn line(style: Style, event: &EventKind) -> Option<String> {
         | EventKind::NodeStarted { .. }
         | EventKind::Progress { .. }
         | EventKind::Metric { .. }
+        | EventKind::NodeReopened { .. }
         | EventKind::RunFinished { .. } => None,
     }
 }

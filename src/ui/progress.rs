@@ -126,7 +126,9 @@ impl Sink for Progress {
             }
             EventKind::NodeStarted { node, .. } => {
                 let mut state = self.state();
-                state.running.push(node.clone());
+                if !state.running.contains(node) {
+                    state.running.push(node.clone());
+                }
                 state.tell_running();
             }
             EventKind::Progress { node, progress } => self.node_progress(node, progress),
@@ -142,6 +144,11 @@ impl Sink for Progress {
                     bar.finish_and_clear();
                     self.bars.remove(&bar);
                 }
+            }
+            EventKind::NodeReopened { .. } => {
+                let mut state = self.state();
+                state.run.dec(1);
+                state.cached = state.cached.saturating_sub(1);
             }
             EventKind::RunFinished { .. } => {
                 let state = self.state();

@@ -22,6 +22,7 @@ mod provenance;
 mod queries;
 mod records;
 mod remarks;
+mod remote;
 mod report;
 mod secrets;
 #[cfg(feature = "torch")]

@@ -17,7 +17,7 @@ stages:
 "#;
 
 /// Files under `folder` that hold `text`.
-fn holding(folder: &Path, text: &str, found: &mut Vec<String>) {
+pub fn holding(folder: &Path, text: &str, found: &mut Vec<String>) {
     for item in std::fs::read_dir(folder).unwrap() {
         let path = item.unwrap().path();
         if path.is_dir() {

@@ -100,6 +100,8 @@ pub fn run(
         &folders,
         &arguments.trained.run,
         arguments.trained.node.as_deref(),
+        arguments.trained.offline,
+        output,
     )?;
     if let Some(folder) = &arguments.adapter {
         adapter::write(&trained, folder, output)?;

@@ -61,7 +61,12 @@ impl Project {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flow"));
         for name in [
+            "AWS_ACCESS_KEY_ID",
+            "AWS_ENDPOINT_URL",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
             "FLOW_CACHE",
+            "FLOW_CACHE_REMOTE",
             "FLOW_RUNS",
             "FLOW_API_KEY",
             "FLOW_LOG",
