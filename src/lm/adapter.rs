@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use super::cuda::LoraPart;
+use super::cuda::{LoraPart, memory_peak};
+use super::decoder::Layer;
 use super::dropout::Dropout;
 use super::flat_parameters::FlatParameters;
 use super::lora::{Dora, LoraUpdate};
-use super::{Decoder, Linear, LmError, LoraConfig, Placement, seeds};
+use super::{Decoder, Linear, LmError, LoraConfig, Placement, memory, seeds};
 
 /// PEFT's name of the model an adapter wraps.
 const PREFIX: &str = "base_model.model.";
@@ -157,6 +158,34 @@ impl Adapter {
         Ok(())
     }
 
+    /// [`Adapter::install`] for inference: on a GPU, where the layers' weights fit once more into half of what is free, with
+    /// copies of them that have the update merged in: summed in f32 and rounded once, as `flow export --merge` does with
+    /// the base it merges into. A step then costs what it costs without an adapter. Weights that stay packed are not merged.
+    ///
+    /// # Errors
+    /// What libtorch refuses, out of memory included.
+    pub fn install_for_inference(&self, decoder: &mut Decoder) -> Result<(), LmError> {
+        self.install(decoder, false)?;
+        let device = self.placement.device;
+        if !device.is_cuda() {
+            return Ok(());
+        }
+        let linears = |layer: &mut Layer| layer.linears_mut().map(|linear| linear.merged_bytes());
+        let bytes: u64 = decoder.layers_mut().iter_mut().flat_map(linears).sum();
+        let cached = memory_peak(device).unwrap_or_default().cached();
+        let free = memory::available(device).unwrap_or(0) + cached;
+        if bytes > free / 2 {
+            tracing::info!("the adapter's products stay beside the weights', for lack of memory");
+            return Ok(());
+        }
+        for layer in decoder.layers_mut() {
+            for linear in layer.linears_mut() {
+                linear.keep_merged()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the decoder compute without any adapter again.
     pub fn remove(decoder: &mut Decoder) {
         for layer in decoder.layers_mut() {
@@ -208,6 +237,7 @@ impl Adapter {
                 b: b.f_to_kind(kind)?.set_requires_grad(true),
                 dora,
                 dropout: training.then(|| Dropout::new(self.config.dropout)),
+                merged: None,
             })
         })
     }

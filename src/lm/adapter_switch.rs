@@ -17,7 +17,7 @@ impl AdapterSwitch {
     /// # Errors
     /// What libtorch refuses, out of memory included.
     pub fn new(adapter: &Adapter, decoder: &mut Decoder) -> Result<Self, LmError> {
-        adapter.install(decoder, false)?;
+        adapter.install_for_inference(decoder)?;
         let count = decoder
             .layers()
             .iter()

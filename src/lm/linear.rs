@@ -135,6 +135,9 @@ impl Linear {
 
     /// [T, in] → [T, out], the parts in order along the last dimension.
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        if let Some(merged) = self.merged() {
+            return x.linear::<Tensor>(merged, None);
+        }
         let y = x.linear::<Tensor>(&self.weight(), None);
         match &self.update {
             None => y,
@@ -198,12 +201,35 @@ impl Linear {
         Ok(())
     }
 
-    /// The dense weight, where it is held as such.
+    /// The dense weight to compute with, where it is held as such; the update may be in it.
     pub(super) fn dense(&self) -> Option<&Tensor> {
-        match &self.weight {
+        self.merged().or(match &self.weight {
             Weight::Dense(weight) => Some(weight),
             Weight::Packed(_) => None,
+        })
+    }
+
+    fn merged(&self) -> Option<&Tensor> {
+        self.update.as_ref()?.merged.as_ref()
+    }
+
+    /// What [`Linear::keep_merged`] allocates.
+    pub(super) fn merged_bytes(&self) -> u64 {
+        match (&self.weight, &self.update) {
+            (Weight::Dense(weight), Some(_)) => {
+                (weight.numel() * weight.kind().elt_size_in_bytes()) as u64
+            }
+            _ => 0,
         }
+    }
+
+    /// Computes with a copy of a dense weight that has the update in it; the weight stays for when the update goes.
+    pub(super) fn keep_merged(&mut self) -> Result<(), LmError> {
+        if let (Weight::Dense(weight), Some(update)) = (&self.weight, &mut self.update) {
+            let merged = tch::no_grad(|| update.merged(weight).f_to_kind(weight.kind()))?;
+            update.merged = Some(merged);
+        }
+        Ok(())
     }
 
     /// The packed 8-bit floating-point weight, where that is how it is held.
@@ -286,8 +312,10 @@ impl Linear {
         std::mem::swap(&mut self.update, other);
     }
 
+    /// The update that is computed beside the weight.
     pub fn update(&self) -> Option<&LoraUpdate> {
-        self.update.as_ref()
+        let update = self.update.as_ref();
+        update.filter(|update| update.merged.is_none())
     }
 
     /// Adds the update into the weight, which becomes dense, and drops it.

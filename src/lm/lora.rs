@@ -73,6 +73,8 @@ pub struct LoraUpdate {
     pub dora: Option<Dora>,
     /// On the input of the update, in training only.
     pub dropout: Option<Dropout>,
+    /// [out, in]: weight and update in one, rounded to the kind of the layer, which then computes with it alone.
+    pub merged: Option<Tensor>,
 }
 
 /// Row lengths of DoRA, f32 whatever the layer computes in: the learnt ones differ from `norm` by small steps.

@@ -31,6 +31,15 @@ pub struct Arguments {
     #[arg(long, value_enum, default_value = "bf16")]
     pub quant: Quant,
 
+    /// With an adapter of this rank on all linear layers, as `flow chat` and `generate` compute it: merged into a copy of the
+    /// weights where there is memory for one
+    #[arg(long, value_name = "R")]
+    pub rank: Option<i64>,
+
+    /// Keep the adapter's products beside the weights'
+    #[arg(long, requires = "rank")]
+    pub unmerged: bool,
+
     /// Draw tokens at this temperature instead of taking the best
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub temperature: f64,
@@ -64,13 +73,16 @@ mod measured {
     use crate::cli::bench::spread::spread;
     use crate::cli::error::{CliError, Exit};
     use crate::cli::output::Output;
-    use crate::lm::{GenerateBench, SampleOptions, bench_generate};
+    use crate::lm::{Adapter, Decoder, GenerateBench, LoraConfig, SampleOptions, bench_generate};
     use crate::ui::seconds;
 
     pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
         let (config, mut decoder) = model::load(&arguments.model)?;
         let mut sheet = Sheet::new(decoder.placement().device, output);
         decoder.quantize(arguments.quant.quantization(), false)?;
+        if let Some(rank) = arguments.rank {
+            adapt(&mut decoder, rank, !arguments.unmerged)?;
+        }
         let bench = GenerateBench {
             rows: arguments.rows.unwrap_or(arguments.batch),
             batch: arguments.batch,
@@ -101,6 +113,8 @@ mod measured {
         }
         sheet.json("model", arguments.model.as_str());
         sheet.json("quant", arguments.quant.name());
+        sheet.json("rank", arguments.rank);
+        sheet.json("unmerged", arguments.unmerged);
         sheet.json("temperature", arguments.temperature);
         let counted = ", prompts counted in";
         sheet.rate(
@@ -118,6 +132,20 @@ mod measured {
             sheet.row("step", format!("{:.2} ms", step * 1e3));
         }
         sheet.print(arguments.json, output)
+    }
+
+    /// Gives the decoder an adapter that changes nothing, which takes as long as any other.
+    fn adapt(decoder: &mut Decoder, r: i64, merged: bool) -> Result<(), CliError> {
+        let config = LoraConfig {
+            r,
+            ..LoraConfig::default()
+        };
+        let adapter = Adapter::new(decoder, &config, 0, 1)?;
+        match merged {
+            true => adapter.install_for_inference(decoder)?,
+            false => adapter.install(decoder, false)?,
+        }
+        Ok(())
     }
 }
 

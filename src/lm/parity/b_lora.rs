@@ -107,17 +107,28 @@ fn parity_b_adapter_files_round_trip() {
 fn merging_gives_the_same_logits(device: Device) {
     for (family, name) in variants() {
         let b = tensors(&format!("{name}_grads.safetensors"));
-        let (_, mut decoder) = tiny_at(family, at(device, Kind::Float));
-        let adapter = load_adapter(&fixture(&format!("{name}_adapter")), &decoder).unwrap();
-        adapter.install(&mut decoder, false).unwrap();
-        for layer in decoder.layers_mut() {
-            layer
-                .linears_mut()
-                .into_iter()
-                .for_each(|linear| linear.merge());
-        }
         let expected = b("logits").flatten(0, 1);
-        assert_close(&logits(&decoder, &examples(&b)), &expected, 1e-4);
+        for kept in [false, true] {
+            let (_, mut decoder) = tiny_at(family, at(device, Kind::Float));
+            let base = logits(&decoder, &examples(&b));
+            let adapter = load_adapter(&fixture(&format!("{name}_adapter")), &decoder).unwrap();
+            adapter.install(&mut decoder, false).unwrap();
+            for layer in decoder.layers_mut() {
+                for linear in layer.linears_mut() {
+                    match kept {
+                        true => linear.keep_merged().unwrap(),
+                        false => linear.merge(),
+                    }
+                    assert!(linear.update().is_none(), "computed twice");
+                }
+            }
+            assert_close(&logits(&decoder, &examples(&b)), &expected, 1e-4);
+            if kept {
+                // The weights are still there without it.
+                Adapter::remove(&mut decoder);
+                assert_same(&logits(&decoder, &examples(&b)), &base);
+            }
+        }
     }
 }
 

@@ -106,7 +106,7 @@ fn attach(model: &mut LanguageModel, folder: &Path) -> Result<(), LmError> {
     if let Some(template) = &model.template {
         check_template(folder, &read_adapter(folder)?, template.source())?;
     }
-    load_adapter(folder, &model.decoder)?.install(&mut model.decoder, false)
+    load_adapter(folder, &model.decoder)?.install_for_inference(&mut model.decoder)
 }
 
 fn answer_all(

@@ -44,6 +44,7 @@ fn adapt(decoder: &mut Decoder) {
                 b: random([linear.out_features(), 16], 1),
                 dora: None,
                 dropout: None,
+                merged: None,
             }));
         }
     }
