@@ -9,12 +9,12 @@
 use tch::{Kind, Tensor};
 
 use super::engine_layer::Saved;
-use super::engine_linear::{Operand, PLAIN_FORWARD};
+use super::engine_linear::{DOWN, GATE_UP, Operand, PLAIN_FORWARD};
 use super::lora::{Lora, LoraShape, Mask, fits};
 use super::lora_grad::GradientArena;
 use super::{
-    CrossEntropy, Dequantise, Fit, HeadRotation, Heads, Norm, Part, Profile, RoundedWeight,
-    Rounding, Sequences, Swiglu,
+    CrossEntropy, Dequantise, Fit, Gemm, HeadRotation, Heads, Norm, Part, Profile, RoundedWeight,
+    Rounding, Sequences, Swiglu, SwigluGrad,
 };
 use crate::lm::{Adapter, Decoder, LmError, RotaryTable, seeds};
 
@@ -26,9 +26,12 @@ pub struct TrainEngine {
     pub(super) rotation: HeadRotation,
     pub(super) heads: Heads,
     pub(super) swiglu: Swiglu,
+    /// Where its backward pass makes gradients of factors too.
+    pub(super) swiglu_grad: Option<SwigluGrad>,
     pub(super) arena: GradientArena,
     /// Where frozen weights are multiplied in e4m3.
     pub(super) rounding: Option<Rounding>,
+    pub(super) gemm: Gemm,
     cross_entropy: CrossEntropy,
     dequantise: Dequantise,
     /// Room for one decoded weight, where weights stay packed.
@@ -205,6 +208,11 @@ impl TrainEngine {
             }
             false => None,
         };
+        let fits = |shapes: &Vec<LoraShape>| SwigluGrad::fits(&shapes[GATE_UP], &shapes[DOWN]);
+        let swiglu_grad = match !options.fp8 && all_shapes.iter().all(fits) {
+            true => Some(SwigluGrad::new(adapter.config().r, device)?),
+            false => None,
+        };
         let elements = |shape: &LoraShape| shape.out_features * (shape.in_features + shape.low());
         let wide_bytes: i64 = all_shapes
             .iter()
@@ -252,8 +260,10 @@ impl TrainEngine {
             rotation,
             heads,
             swiglu: Swiglu::new(device)?,
+            swiglu_grad,
             arena,
             rounding,
+            gemm: Gemm::new(!options.deterministic, device)?,
             cross_entropy: CrossEntropy::new(device)?,
             dequantise,
             decoded: match decoded {

@@ -127,49 +127,13 @@ impl TrainEngine {
             gate_up,
             low,
         } = saved;
-        let layer = &pass.decoder.layers()[index];
         let tokens = x.size()[0];
-
-        let below = self.back(pass, index, DOWN, &dx)?;
-        let lora = &self.layers[index][DOWN].lora;
-        let gated = empty(tokens, lora.shape().in_features, &x)?;
-        let largest = self.largest(&x)?;
-        // The gradient takes the place of what it is made from.
-        self.timed(Part::Elementwise, || {
-            let mask = self.mask(pass, index, DOWN);
-            let gradients = [&below.base, &below.dlow];
-            match (self.gate_up(index, &gate_up, &low[GATE_UP]), &largest) {
-                (Some((rounding, operands)), Some(largest)) => {
-                    rounding.swiglu_backward(lora, gradients, operands, &gated, largest, mask)
-                }
-                _ => lora.swiglu_backward(gradients, &gate_up, &gate_up, &gated, mask),
-            }
-        })?;
-        self.accumulate_linear(pass, index, DOWN, &gated, &low, &dx.rows, &below.dlow)?;
-        drop((below, gated));
-
-        let d_gate_up = Operand {
-            rows: gate_up,
-            largest,
-        };
-        let below = self.back(pass, index, GATE_UP, &d_gate_up)?;
-        let normed = Tensor::f_empty_like(&x2)?;
-        self.back_through_update(pass, index, GATE_UP, &below.base, &below.dlow)?;
-        let norm = &layer.post_norm;
-        let dx = Operand {
-            rows: dx.rows,
-            largest: self.largest(&x)?,
-        };
-        self.timed(Part::Elementwise, || {
-            let (residual, normed) = (Some(&dx.rows), Some(&normed));
-            let (weight, largest) = (&norm.weight, dx.largest.as_ref());
-            let (base, dx) = (&below.base, &dx.rows);
-            self.norm
-                .backward(&x2, weight, base, residual, dx, normed, largest, norm.eps)
-        })?;
-        let dy = &d_gate_up.rows;
-        self.accumulate_linear(pass, index, GATE_UP, &normed, &low, dy, &below.dlow)?;
-        drop((below, normed, d_gate_up, x2));
+        let d_gate_up = self.back_through_mlp(pass, index, &dx, gate_up, &low)?;
+        let dx = self.back_through_norm(pass, index, GATE_UP, &x2, &d_gate_up, dx)?;
+        if self.swiglu_grad.is_none() {
+            self.accumulate_b(index, GATE_UP, low[GATE_UP].as_ref(), &d_gate_up.rows)?;
+        }
+        drop((d_gate_up, x2));
 
         let below = self.back(pass, index, O, &dx)?;
         let output = pass.sequences.output(&attended);
@@ -185,7 +149,8 @@ impl TrainEngine {
                 lora.up(&below.base, &below.dlow, &d_output, mask)
             })?;
         }
-        self.accumulate_linear(pass, index, O, &output, &low, &dx.rows, &below.dlow)?;
+        self.accumulate_a(pass, index, O, &output, &below.dlow)?;
+        self.accumulate_b(index, O, low[O].as_ref(), &dx.rows)?;
         drop((below, output));
 
         let d_qkv = Operand {
@@ -208,34 +173,97 @@ impl TrainEngine {
         }
         drop((rotated, d_output, attended, qkv));
 
-        let norm = &layer.input_norm;
-        let normed = Tensor::f_empty_like(&x)?;
-        if index == 0 {
-            if low[QKV].is_some() {
-                let dlow = self.back_low(pass, index, QKV, &d_qkv.rows)?;
-                self.timed(Part::Elementwise, || {
-                    self.norm
-                        .forward(&x, None, &norm.weight, None, &normed, norm.eps)
-                })?;
-                self.accumulate_linear(pass, index, QKV, &normed, &low, &d_qkv.rows, &dlow)?;
-            }
-            return Ok(None);
+        self.accumulate_b(index, QKV, low[QKV].as_ref(), &d_qkv.rows)?;
+        if index > 0 {
+            let dx = self.back_through_norm(pass, index, QKV, &x, &d_qkv, dx)?;
+            return Ok(Some(dx));
         }
-        let below = self.back(pass, index, QKV, &d_qkv)?;
-        self.back_through_update(pass, index, QKV, &below.base, &below.dlow)?;
+        if low[QKV].is_some() {
+            let dlow = self.back_low(pass, index, QKV, &d_qkv.rows)?;
+            let normed = Tensor::f_empty_like(&x)?;
+            let norm = &pass.decoder.layers()[index].input_norm;
+            self.timed(Part::Elementwise, || {
+                self.norm
+                    .forward(&x, None, &norm.weight, None, &normed, norm.eps)
+            })?;
+            self.accumulate_a(pass, index, QKV, &normed, &dlow)?;
+        }
+        Ok(None)
+    }
+
+    /// From the gradient of the last linear layer's output to that of gate and up, which takes their place; adds the
+    /// gradients of the last layer's factors, and where a kernel makes them in passing those of gate's and up's B.
+    fn back_through_mlp(
+        &self,
+        pass: &Pass,
+        index: usize,
+        dx: &Operand,
+        gate_up: Tensor,
+        low: &[Option<Tensor>; 4],
+    ) -> Result<Operand, LmError> {
+        let below = self.back(pass, index, DOWN, dx)?;
+        let [_, _, above, layer] = &self.layers[index];
+        let gradients = [&below.base, &below.dlow];
+        let mask = self.mask(pass, index, DOWN);
+        let mut largest = None;
+        if let (Some(fused), Some(low)) = (&self.swiglu_grad, &low[GATE_UP]) {
+            let layers = [&above.lora, &layer.lora];
+            self.timed(Part::Elementwise, || {
+                fused.run(layers, gradients, &gate_up, low, mask, &self.arena)
+            })?;
+        } else {
+            let gated = empty(dx.rows.size()[0], layer.lora.shape().in_features, &dx.rows)?;
+            largest = self.largest(&dx.rows)?;
+            let lora = &layer.lora;
+            self.timed(Part::Elementwise, || {
+                match (self.gate_up(index, &gate_up, &low[GATE_UP]), &largest) {
+                    (Some((rounding, operands)), Some(largest)) => {
+                        rounding.swiglu_backward(lora, gradients, operands, &gated, largest, mask)
+                    }
+                    _ => lora.swiglu_backward(gradients, &gate_up, &gate_up, &gated, mask),
+                }
+            })?;
+            self.accumulate_a(pass, index, DOWN, &gated, &below.dlow)?;
+        }
+        self.accumulate_b(index, DOWN, low[DOWN].as_ref(), &dx.rows)?;
+        Ok(Operand {
+            rows: gate_up,
+            largest,
+        })
+    }
+
+    /// From the gradient `dy` of the linear layer behind a norm to that of the norm's input `x`, to which it is added:
+    /// `dx`, which is consumed. Adds the gradient of A.
+    fn back_through_norm(
+        &self,
+        pass: &Pass,
+        index: usize,
+        place: usize,
+        x: &Tensor,
+        dy: &Operand,
+        dx: Operand,
+    ) -> Result<Operand, LmError> {
+        let layer = &pass.decoder.layers()[index];
+        let norm = match place {
+            QKV => &layer.input_norm,
+            _ => &layer.post_norm,
+        };
+        let below = self.back(pass, index, place, dy)?;
+        self.back_through_update(pass, index, place, &below.base, &below.dlow)?;
+        let normed = Tensor::f_empty_like(x)?;
         let dx = Operand {
             rows: dx.rows,
-            largest: self.largest(&x)?,
+            largest: self.largest(x)?,
         };
         self.timed(Part::Elementwise, || {
             let (residual, normed) = (Some(&dx.rows), Some(&normed));
             let (weight, largest) = (&norm.weight, dx.largest.as_ref());
             let (base, dx) = (&below.base, &dx.rows);
             self.norm
-                .backward(&x, weight, base, residual, dx, normed, largest, norm.eps)
+                .backward(x, weight, base, residual, dx, normed, largest, norm.eps)
         })?;
-        self.accumulate_linear(pass, index, QKV, &normed, &low, &d_qkv.rows, &below.dlow)?;
-        Ok(Some(dx))
+        self.accumulate_a(pass, index, place, &normed, &below.dlow)?;
+        Ok(dx)
     }
 
     /// What the gated activation is made from where layers are rounded.

@@ -95,12 +95,15 @@ impl TrainEngine {
         let weight = self.weight(pass, index, place)?;
         if input.rows.size()[1] == weight.size()[1] {
             let low = self.low(pass, index, place, &input.rows)?;
-            let y = self.timed(Part::Gemm, || input.rows.f_matmul(&weight.tr()))?;
+            let y = self.timed(Part::Gemm, || {
+                self.gemm.multiply(&input.rows, &weight, true)
+            })?;
             return Ok((y, low));
         }
         // Without room for the low columns the update is a product of its own.
         let y = self.timed(Part::Gemm, || {
-            input.rows.f_matmul(&weight.f_narrow(1, 0, inner)?.tr())
+            let frozen = weight.f_narrow(1, 0, inner)?;
+            self.gemm.multiply(&input.rows, &frozen, true)
         })?;
         let low = self.low(pass, index, place, &input.rows)?;
         if let Some(low) = &low {
@@ -153,7 +156,7 @@ impl TrainEngine {
         let lora = &linear.lora;
         let Some(weight) = linear.rounded() else {
             let weight = self.weight(pass, index, place)?;
-            let both = self.timed(Part::Gemm, || dy.rows.f_matmul(&weight))?;
+            let both = self.timed(Part::Gemm, || self.gemm.multiply(&dy.rows, &weight, false))?;
             return Ok(Below {
                 base: both.f_narrow(1, 0, lora.shape().in_features)?,
                 dlow: lora.low_of(&both),
@@ -227,29 +230,34 @@ impl TrainEngine {
         Ok((rows, Some(product)))
     }
 
-    /// Adds the gradients of A and B.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the operands of one formula, each in its own memory"
-    )]
-    pub(super) fn accumulate_linear(
+    /// Adds the gradient of A for the layer's `input` and the gradient of its low columns.
+    pub(super) fn accumulate_a(
         &self,
         pass: &Pass,
         index: usize,
         place: usize,
         input: &Tensor,
-        low: &[Option<Tensor>; 4],
-        dy: &Tensor,
         dlow: &Tensor,
     ) -> Result<(), LmError> {
         let lora = &self.layers[index][place].lora;
-        let Some(low) = &low[place] else {
+        self.timed(Part::Lora, || {
+            lora.gradient_of_a(input, dlow, self.mask(pass, index, place), &self.arena)
+        })
+    }
+
+    /// Adds the gradient of B for the layer's low columns and the gradient of its output.
+    pub(super) fn accumulate_b(
+        &self,
+        index: usize,
+        place: usize,
+        low: Option<&Tensor>,
+        dy: &Tensor,
+    ) -> Result<(), LmError> {
+        let Some(low) = low else {
             return Ok(());
         };
-        self.timed(Part::Lora, || {
-            let mask = self.mask(pass, index, place);
-            lora.gradients(input, low, dy, dlow, mask, &self.arena)
-        })
+        let lora = &self.layers[index][place].lora;
+        self.timed(Part::Lora, || lora.gradient_of_b(low, dy, &self.arena))
     }
 }
 

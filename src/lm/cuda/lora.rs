@@ -40,6 +40,38 @@ impl LoraShape {
     pub fn low(&self) -> i64 {
         (self.parts.len() as i64 * self.r + 15) / 16 * 16
     }
+
+    /// Where the gradient of all parts' A goes, summed from products of dlow and the layer's input.
+    pub(super) fn a_part(&self) -> GradPart {
+        GradPart {
+            column: 0,
+            width: self.in_features,
+            left: 0,
+            rank: self.parts.len() as i64 * self.r,
+            places: self.parts.iter().map(|part| part.a).collect(),
+            ranks: self.r,
+            rank_stride: self.in_features,
+            column_stride: 1,
+        }
+    }
+
+    /// Where those of each part's B go, summed from products of x · Aᵀ and the gradient of the layer's output.
+    pub(super) fn b_parts(&self) -> Vec<GradPart> {
+        let r = self.r;
+        let parts = (0..).zip(&self.parts);
+        parts
+            .map(|(index, part)| GradPart {
+                column: part.row,
+                width: part.out,
+                left: index * r,
+                rank: r,
+                places: vec![part.b],
+                ranks: r,
+                rank_stride: 1,
+                column_stride: r,
+            })
+            .collect()
+    }
 }
 
 /// What dropout drops: the mask's seed and the probability in 65,536ths, 0 for none.
@@ -324,44 +356,44 @@ impl Lora {
         mask: Mask,
         arena: &GradientArena,
     ) -> Result<(), LmError> {
+        self.gradient_of_a(x, dlow, mask, arena)?;
+        self.gradient_of_b(low, dy, arena)
+    }
+
+    /// That of A alone.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn gradient_of_a(
+        &self,
+        x: &Tensor,
+        dlow: &Tensor,
+        mask: Mask,
+        arena: &GradientArena,
+    ) -> Result<(), LmError> {
         if self.is_empty() {
             return Ok(());
         }
-        let LoraShape {
-            in_features,
-            r,
-            ref parts,
-            scale,
-            ..
-        } = self.shape;
-        let places: Vec<i64> = parts.iter().map(|part| part.a).collect();
-        let all = GradPart {
-            column: 0,
-            width: in_features,
-            left: 0,
-            rank: parts.len() as i64 * r,
-            places,
-            ranks: r,
-            rank_stride: in_features,
-            column_stride: 1,
-        };
         // The mask's growth belongs to x.
         let kept = f64::from(mask.kept());
-        self.grad[0].run(dlow, x, &[all], kept, mask, arena)?;
-        let each: Vec<GradPart> = (0..)
-            .zip(parts)
-            .map(|(index, part)| GradPart {
-                column: part.row,
-                width: part.out,
-                left: index * r,
-                rank: r,
-                places: vec![part.b],
-                ranks: r,
-                rank_stride: 1,
-                column_stride: r,
-            })
-            .collect();
+        self.grad[0].run(dlow, x, &[self.shape.a_part()], kept, mask, arena)
+    }
+
+    /// That of B alone.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn gradient_of_b(
+        &self,
+        low: &Tensor,
+        dy: &Tensor,
+        arena: &GradientArena,
+    ) -> Result<(), LmError> {
+        if self.is_empty() {
+            return Ok(());
+        }
         // The layer's B is scaled, so the chain rule scales its gradient.
-        self.grad[1].run(low, dy, &each, scale, Mask::default(), arena)
+        let (parts, scale) = (self.shape.b_parts(), self.shape.scale);
+        self.grad[1].run(low, dy, &parts, scale, Mask::default(), arena)
     }
 }

@@ -51,9 +51,8 @@ impl GradientArena {
         let blocks = GRAD_ROUNDS * GRAD_RESIDENT * multiprocessors(device)?;
         let most = shapes
             .map(|shape| {
-                let tiles = |width: i64| (width + GRAD_COLUMNS - 1) / GRAD_COLUMNS;
-                let columns: i64 = shape.parts.iter().map(|part| tiles(part.out)).sum();
-                let a = (blocks + tiles(shape.in_features)) * (shape.low() + 64);
+                let columns: i64 = shape.parts.iter().map(|part| grad_tiles(part.out)).sum();
+                let a = (blocks + grad_tiles(shape.in_features)) * (shape.low() + 64);
                 a.max((blocks + columns) * (shape.r + 64))
             })
             .max();
@@ -62,6 +61,12 @@ impl GradientArena {
             gradients,
             partial: Tensor::f_empty([elements], (Kind::Float, device))?,
         })
+    }
+
+    /// Room for the partial sums of `rows` rows of GRAD_COLUMNS behind `before` others.
+    pub(super) fn partial(&self, before: i64, rows: i64) -> Tensor {
+        self.partial
+            .narrow(0, before * GRAD_COLUMNS, rows * GRAD_COLUMNS)
     }
 }
 
@@ -92,7 +97,7 @@ impl GradKernels {
 
     /// Into how many ranges of tokens `blocks` are cut each: the fewest that leave little of the last round idle. Several
     /// rounds let the making of a mask overlap with the loads of other blocks.
-    fn ranges(&self, blocks: i64, mask: Mask) -> i64 {
+    pub(super) fn ranges(&self, blocks: i64, mask: Mask) -> i64 {
         let most = (GRAD_ROUNDS * self.resident / blocks).max(1);
         let least = match mask.threshold {
             0 => 1,
@@ -117,31 +122,18 @@ impl GradKernels {
         arena: &GradientArena,
     ) -> Result<(), LmError> {
         let rows = x.size()[0];
-        let mut fields: Vec<i64> = Vec::new();
-        let mut tiles = 0;
-        for index in 0..PARTS {
-            let Some(part) = parts.get(index) else {
-                fields.extend([0; 12]);
-                continue;
-            };
-            fields.extend([tiles, part.column, part.width, part.left, part.rank]);
-            fields.extend((0..PARTS).map(|index| part.places.get(index).copied().unwrap_or(0)));
-            fields.extend([part.ranks, part.rank_stride, part.column_stride]);
-            tiles += (part.width + GRAD_COLUMNS - 1) / GRAD_COLUMNS;
-        }
-        fields.extend([parts.len() as i64, tiles]);
-        let fields: Vec<u64> = fields.into_iter().map(|field| field as u64).collect();
+        let (fields, tiles) = fields(parts);
         let most = (rows + GRAD_STEP - 1) / GRAD_STEP;
         let ranges = self.ranges(tiles * self.groups, mask).min(most);
         let steps = (most + ranges - 1) / ranges;
         let left_columns = self.left * self.groups;
-        assert!(ranges * tiles * left_columns * GRAD_COLUMNS <= arena.partial.size()[0]);
+        let partial = arena.partial(0, ranges * tiles * left_columns);
         let arguments: [Argument; 11] = [
             left.into(),
             left.stride()[0].into(),
             x.into(),
             bf16_rows(x).into(),
-            (&arena.partial).into(),
+            (&partial).into(),
             rows.into(),
             (steps * GRAD_STEP).into(),
             x.size()[1].into(),
@@ -151,11 +143,25 @@ impl GradKernels {
         ];
         self.grad
             .launch([tiles, ranges, self.groups], 128, &arguments)?;
+        self.sum_up(&partial, parts, ranges, scale, arena)
+    }
+
+    /// Adds scale · the sum over `ranges` of partial sums, f32 [ranges, tiles, left columns, GRAD_COLUMNS].
+    pub(super) fn sum_up(
+        &self,
+        partial: &Tensor,
+        parts: &[GradPart],
+        ranges: i64,
+        scale: f64,
+        arena: &GradientArena,
+    ) -> Result<(), LmError> {
+        let (fields, tiles) = fields(parts);
+        let left_columns = self.left * self.groups;
         self.sum.launch(
             [tiles, left_columns, 1],
             128,
             &[
-                (&arena.partial).into(),
+                partial.into(),
                 (&arena.gradients).into(),
                 ranges.into(),
                 left_columns.into(),
@@ -164,4 +170,28 @@ impl GradKernels {
             ],
         )
     }
+}
+
+/// The struct `Parts` of `lora_grad.cu`, and how many tiles of columns there are.
+fn fields(parts: &[GradPart]) -> (Vec<u64>, i64) {
+    let mut fields: Vec<i64> = Vec::new();
+    let mut tiles = 0;
+    for index in 0..PARTS {
+        let Some(part) = parts.get(index) else {
+            fields.extend([0; 12]);
+            continue;
+        };
+        fields.extend([tiles, part.column, part.width, part.left, part.rank]);
+        fields.extend((0..PARTS).map(|index| part.places.get(index).copied().unwrap_or(0)));
+        fields.extend([part.ranks, part.rank_stride, part.column_stride]);
+        tiles += grad_tiles(part.width);
+    }
+    fields.extend([parts.len() as i64, tiles]);
+    let fields = fields.into_iter().map(|field| field as u64).collect();
+    (fields, tiles)
+}
+
+/// Tiles of columns that a width falls into.
+pub(super) fn grad_tiles(width: i64) -> i64 {
+    (width + GRAD_COLUMNS - 1) / GRAD_COLUMNS
 }

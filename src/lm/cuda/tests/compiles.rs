@@ -1,7 +1,7 @@
 use crate::lm::cuda::compiler::{Defines, Source, compile};
 use crate::lm::cuda::{
     adamw, cross_entropy, dequantise, dropout, lora, lora_down, lora_grad, norm, rope, rounded,
-    swiglu,
+    swiglu, swiglu_grad,
 };
 
 /// Ampere and Hopper, the oldest and newest instructions that the sources name.
@@ -80,6 +80,9 @@ fn lora_compiles_without_a_gpu() {
             &[("STEPS", steps)],
             &["lora_up", "swiglu_backward"],
         );
+    }
+    for rank in [8, 16] {
+        check(swiglu_grad::SOURCE, &[("RANK", rank)], &["swiglu_grad"]);
     }
     for tiles in 1..=4 {
         check(

@@ -10,6 +10,7 @@ mod dequantise;
 mod dropout;
 mod e4m3;
 mod few_rows;
+mod gemm;
 mod inference;
 mod lora;
 mod norm;
@@ -18,6 +19,7 @@ mod rotate;
 mod rounded;
 mod sampler;
 mod swiglu;
+mod swiglu_grad;
 
 use std::sync::{Mutex, PoisonError};
 
