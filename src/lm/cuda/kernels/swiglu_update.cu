@@ -7,7 +7,15 @@
 #define RESIDENT (STEPS + GATE_STEPS > 2 ? 2 : 3)  // blocks of a multiprocessor, as many as registers allow
 #define REPEAT 4  // groups of rows that a block takes one after the other
 
-// `low` [rows, low_stride] and `b` [2 · width, low_stride]: columns from 0 on are gate's, from `up_low` on up's.
+// The updates of gate and of up for a group of rows. `low` [rows, low_stride] and `b` [2 · width, low_stride]: columns from 0
+// on are gate's, from `up_low` on up's.
+__device__ __forceinline__ void make_updates(Tile<ROWS> &gates, Tile<ROWS> &ups, int first_row, const bf16 *low, const bf16 *b,
+                                             int low_stride, int up_low, int width, int rows) {
+    make_tile<ROWS, GATE_STEPS>(gates, first_row, low, low_stride, b, low_stride, width, rows, 1.0f);
+    make_tile<ROWS, GATE_STEPS>(ups, first_row, low + up_low, low_stride, b + (u64)width * low_stride + up_low, low_stride,
+                                width, rows, 1.0f);
+}
+
 extern "C" __global__ void __launch_bounds__(256, RESIDENT)
     swiglu_update(const bf16 *gate_up, const bf16 *low, const bf16 *b, int low_stride, int up_low, bf16 *gated, float *largest,
                   int width, int rows) {
@@ -17,9 +25,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT)
         int first_row = (blockIdx.y * REPEAT + repeat) * ROWS;
         if (first_row >= rows) return;
         __syncthreads();
-        make_tile<ROWS, GATE_STEPS>(gates, first_row, low, low_stride, b, low_stride, width, rows, 1.0f);
-        make_tile<ROWS, GATE_STEPS>(ups, first_row, low + up_low, low_stride, b + (u64)width * low_stride + up_low, low_stride,
-                                    width, rows, 1.0f);
+        make_updates(gates, ups, first_row, low, b, low_stride, up_low, width, rows);
         __syncthreads();
 #pragma unroll
         for (int row = threadIdx.x / 32; row < ROWS; row += 8) {
@@ -56,9 +62,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT)
         int first_row = (blockIdx.y * REPEAT + repeat) * ROWS;
         if (first_row >= rows) return;
         __syncthreads();
-        make_tile<ROWS, GATE_STEPS>(gates, first_row, low, low_stride, b, low_stride, width, rows, 1.0f);
-        make_tile<ROWS, GATE_STEPS>(ups, first_row, low + up_low, low_stride, b + (u64)width * low_stride + up_low, low_stride,
-                                    width, rows, 1.0f);
+        make_updates(gates, ups, first_row, low, b, low_stride, up_low, width, rows);
         make_tile<ROWS, STEPS>(above, first_row, dlow, 16 * STEPS, at, 16 * STEPS, width, rows, scale);
         __syncthreads();
 #pragma unroll 2
