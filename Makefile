@@ -10,6 +10,7 @@
 #   make check-tracking  the W&B protocol against programs by others, where PyPI can be reached
 #   make check-medquad   a real run tracked, killed, resumed, compared, served and looked at; minutes
 #   make check-exports   exports and server against transformers, PEFT, gguf and the openai client, where PyPI can be reached
+#   make check-remote    the shared cache against a real S3 server on this machine, where PyPI can be reached
 #   make build    set up, build in release, print the binary's path as the last line
 #   make install  put `flow` on the PATH (PREFIX, default ~/.local)
 
@@ -17,7 +18,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test binaries build install setup lint faults soak fuzz bench-engine bench-cpu check-tracking check-medquad check-exports
+.PHONY: run test binaries build install setup lint faults soak fuzz bench-engine bench-cpu check-tracking check-medquad check-exports check-remote
 
 export FLOW_HOME ?= $(HOME)/.cache/flow
 export LIBTORCH_USE_PYTORCH := 1
@@ -82,6 +83,10 @@ check-medquad: setup
 check-exports: setup
 	cargo build --locked --bins
 	python3 tests/exports_check.py $(CARGO_TARGET_DIR)/debug/flow
+
+check-remote: setup
+	cargo build --locked --no-default-features --bin flow
+	python3 tests/remote_check.py $(CARGO_TARGET_DIR)/debug/flow
 
 install: build
 	install -D -t $(PREFIX)/bin $(BIN)/flow $(BIN)/flow-lm

@@ -85,7 +85,7 @@ impl Cache {
     ) -> Result<(), RemoteError> {
         let object = remote.place(client, "tables", &format!("{}.parquet", artifact.digest));
         let file = self.layout.scratch();
-        let download = remote.download(client, &object, &file);
+        let download = remote.download(client, &object, &file, None);
         let fetched = client.runtime.block_on(download).and_then(|_| {
             failpoint::hit("remote.fetched")?;
             self.import_table(artifact, &file)
@@ -184,7 +184,9 @@ impl Remote {
                     fs::File::create(&path)?;
                 } else {
                     let object = self.place(client, "contents", &member.digest.to_string());
-                    let digest = self.download(client, &object, &path).await?;
+                    let digest = self
+                        .download(client, &object, &path, Some(member.size))
+                        .await?;
                     if digest != member.digest {
                         let found = format!("its digest is `{}`", digest.short());
                         return Err(RemoteError::damaged(&object, found));

@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use object_store::path::Path;
+use tokio::sync::Semaphore;
 
 pub use error::RemoteError;
 pub use send::Sent;
@@ -49,6 +50,8 @@ pub struct Remote {
     /// Why nothing is sent any more: reading alone may be allowed.
     denied: OnceLock<String>,
     state: Mutex<State>,
+    /// For each part of a file in memory, of all transfers together.
+    room: Semaphore,
     /// Artifacts on their way here, so that two nodes do not fetch the same twice.
     coming: Mutex<HashSet<Digest>>,
     came: Condvar,
@@ -85,6 +88,7 @@ impl Remote {
             down: OnceLock::new(),
             denied: OnceLock::new(),
             state: Mutex::new(state),
+            room: Semaphore::new(transfer::ROOM),
             coming: Mutex::default(),
             came: Condvar::new(),
             warnings: Mutex::default(),

@@ -10,6 +10,7 @@ use object_store::{
     GetOptions, GetRange, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, WriteMultipart,
 };
 use std::sync::atomic::Ordering::Relaxed;
+use tokio::sync::SemaphorePermit;
 
 use super::client::Client;
 use super::error::plain;
@@ -21,6 +22,8 @@ use crate::failpoint;
 pub(super) const PART: u64 = 8 << 20;
 /// Parts of one file on their way at once.
 const PARTS: usize = 6;
+/// Parts of all files on their way at once: 128 MiB in memory.
+pub(super) const ROOM: usize = 16;
 /// S3 takes 10,000 parts at most.
 const MOST_PARTS: u64 = 9_000;
 /// How long a request that moves nothing large may take.
@@ -114,6 +117,7 @@ impl Remote {
     ) -> Result<Put, RemoteError> {
         let mut reader = fs::File::open(file)?;
         let size = reader.metadata()?.len();
+        let _room = self.room_for(size).await;
         if size <= PART {
             let mut bytes = Vec::with_capacity(size as usize);
             reader.read_to_end(&mut bytes)?;
@@ -146,13 +150,22 @@ impl Remote {
         Ok(Put::Written)
     }
 
-    /// Reads an object into a new file; gives the digest of what came.
+    /// Waits until there is memory for a file's parts.
+    async fn room_for(&self, size: u64) -> Option<SemaphorePermit<'_>> {
+        let parts = size.div_ceil(PART).clamp(1, PARTS as u64) as u32;
+        // Never closed.
+        self.room.acquire_many(parts).await.ok()
+    }
+
+    /// Reads an object into a new file; gives the digest of what came. `size` is what is expected, where that is known.
     pub(super) async fn download(
         &self,
         client: &Client,
         object: &Path,
         file: &std::path::Path,
+        size: Option<u64>,
     ) -> Result<Digest, RemoteError> {
+        let _room = self.room_for(size.unwrap_or(u64::MAX)).await;
         let range = |start: u64, end: u64| GetOptions {
             range: Some(GetRange::Bounded(start..end)),
             ..GetOptions::default()
