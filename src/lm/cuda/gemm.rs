@@ -16,6 +16,9 @@ use crate::lm::LmError;
 const USES: usize = 40;
 /// Numbers of rows in one such range share an algorithm: sequences of mixed lengths hardly ever give the same one again.
 const ROWS: i64 = 1024;
+/// Elements of a weight from which on the choice is worth its cost: those of models below half a billion parameters are
+/// smaller, and their products are over before the choice matters.
+const LARGE: usize = 1 << 22;
 /// Products that are timed together, and how often.
 const TOGETHER: usize = 2;
 const ROUNDS: usize = 2;
@@ -65,7 +68,7 @@ impl Gemm {
         let out = Tensor::f_empty([x.size()[0], columns], (Kind::BFloat16, x.device()))?;
         let operands = [x, weight, &out];
         match &self.lt {
-            Some(lt) if x.size()[0] > 0 => {
+            Some(lt) if x.size()[0] > 0 && weight.numel() >= LARGE => {
                 let product = Product::new(operands, transposed)?;
                 match self.best(lt, &product, operands, transposed)? {
                     Some(best) if lt.takes(&product, &best) => {

@@ -7,7 +7,7 @@ use crate::lm::cuda::lt::{Lt, Product};
 /// x [rows, k], a weight [n, k] or [k, n], and x · weight in f64.
 fn operands(transposed: bool, device: tch::Device) -> [Tensor; 3] {
     // Rows with room behind them, and a weight that is the front of a wider one.
-    let (rows, k, n) = (700, 1040, 528);
+    let (rows, k, n) = (700, 2080, 2064);
     let x = normal(&[rows, k + 16], 1, device).narrow(1, 0, k);
     let weight = match transposed {
         true => normal(&[n, k + 48], 2, device).narrow(1, 0, k),
@@ -65,4 +65,10 @@ fn products_stay_right_when_their_algorithm_is_chosen_where_there_is_a_gpu() {
         assert_near(&fewer.unwrap(), &expected.narrow(0, 0, 333), 8e-3);
     }
     assert_eq!((measured.chosen(), plain.chosen()), (2, 0));
+    // Small ones are left to libtorch.
+    let small = normal(&[64, 528], 3, device);
+    for _ in 0..60 {
+        measured.multiply(&small, &small, true).unwrap();
+    }
+    assert_eq!(measured.chosen(), 2);
 }
