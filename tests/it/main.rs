@@ -16,6 +16,7 @@ mod interruption;
 #[cfg(feature = "torch")]
 mod language_model;
 mod matrix;
+mod matrix_mistakes;
 mod medquad;
 mod pages;
 mod provenance;

@@ -3,6 +3,7 @@
 //! A variant is what the pipeline would be with its values given by `--set`. Only stages that a value touches are read again,
 //! once for each combination of the values that touch them.
 
+mod apply;
 mod label;
 mod resolve;
 mod written;

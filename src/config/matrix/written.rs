@@ -127,7 +127,7 @@ impl Written {
 pub(super) fn can_vary(pipeline: &Yaml, one: &Override, problems: &mut Problems) -> bool {
     let (first, span) = one.path[0];
     let problem = match first {
-        "cache" | "tracking" => {
+        "cache" | "tracking" | "executor" => {
             let message = format!("`{first}` is the same for all variants, it cannot vary");
             Diagnostic::new(span, message).help("write it outside of `matrix`")
         }
