@@ -11,7 +11,7 @@ use super::select::Selected;
 use super::{EngineError, EventKind, Executor, Resolve, Selection, Sink, sharing};
 use crate::cache::{Artifact, Cache, Entry, ExternalError, Lookup};
 use crate::digest::Digest;
-use crate::graph::{Fingerprint, Graph, Manifest, Node, PartChange, base_name};
+use crate::graph::{Fingerprint, Graph, Manifest, Node, PartChange, PathInput, base_name};
 use crate::ops::Catalog;
 
 /// Why a node runs.
@@ -82,6 +82,12 @@ pub struct NodePlan {
     pub state: NodeState,
 }
 
+impl NodePlan {
+    pub fn is_cached(&self) -> bool {
+        matches!(self.state, NodeState::Cached { .. })
+    }
+}
+
 /// The nodes of a selection in order, and what was found out about their data and models on the way.
 #[derive(Debug)]
 pub struct Plan {
@@ -114,9 +120,7 @@ impl Facts {
 impl Plan {
     /// Whether any node runs for sure or perhaps.
     pub fn has_work(&self) -> bool {
-        self.nodes
-            .iter()
-            .any(|node| !matches!(node.state, NodeState::Cached { .. }))
+        !self.nodes.iter().all(NodePlan::is_cached)
     }
 
     /// The part of the plan that is about some nodes.
@@ -207,7 +211,7 @@ pub fn plan(
         .copied()
         .filter(|index| selected.nodes.contains(index) || selected.needed.contains(index))
         .collect();
-    let facts = gather(graph, &indices, cache, resolver, sink)?;
+    let mut facts = gather(graph, &indices, cache, resolver, sink)?;
     let mut planner = Planner {
         graph,
         cache,
@@ -237,6 +241,11 @@ pub fn plan(
             state,
         });
     }
+    for (plan, index) in nodes.iter().zip(&indices) {
+        if let (false, Some(facts)) = (plan.is_cached(), facts.get_mut(index)) {
+            fetch_the_rest(&graph.dag[*index], facts, cache, resolver, sink)?;
+        }
+    }
     Ok(Plan {
         nodes,
         indices,
@@ -258,22 +267,13 @@ fn gather(
         let node = &graph.dag[index];
         let mut facts = Facts::default();
         for (param, data) in &node.paths {
-            let mut place = data.path.clone();
-            if let Some(url) = data.url.as_ref().filter(|_| !place.exists()) {
-                sink.event(&super::Event::now(EventKind::Fetching {
-                    what: url.clone(),
-                }));
-                place = resolver.fetch(data).map_err(|source| EngineError::Fetch {
-                    node: node.name.clone(),
-                    param: param.clone(),
-                    source,
-                })?;
+            match data.digest {
+                // What it holds is known without it: it is fetched if the node has to run.
+                Some(digest) if data.url.is_some() && !data.path.exists() => {
+                    facts.path_digests.insert(param.clone(), digest);
+                }
+                _ => find_data(node, param, data, &mut facts, cache, resolver, sink)?,
             }
-            let digest = cache
-                .digest_path(&place)
-                .map_err(|source| data_error(node, param, source))?;
-            facts.path_digests.insert(param.clone(), digest);
-            facts.paths.insert(param.clone(), place);
         }
         for (param, spec) in &node.models {
             let known = models
@@ -299,6 +299,51 @@ fn gather(
         gathered.insert(index, facts);
     }
     Ok(gathered)
+}
+
+/// Fetches the data that [`gather`] could do without.
+fn fetch_the_rest(
+    node: &Node,
+    facts: &mut Facts,
+    cache: &Cache,
+    resolver: &dyn Resolve,
+    sink: &dyn Sink,
+) -> Result<(), EngineError> {
+    for (param, data) in &node.paths {
+        if !facts.paths.contains_key(param) {
+            find_data(node, param, data, facts, cache, resolver, sink)?;
+        }
+    }
+    Ok(())
+}
+
+/// Finds where the data of a path param lies, fetching it if it is not here, and what it holds.
+fn find_data(
+    node: &Node,
+    param: &str,
+    data: &PathInput,
+    facts: &mut Facts,
+    cache: &Cache,
+    resolver: &dyn Resolve,
+    sink: &dyn Sink,
+) -> Result<(), EngineError> {
+    let mut place = data.path.clone();
+    if let Some(url) = data.url.as_ref().filter(|_| !place.exists()) {
+        sink.event(&super::Event::now(EventKind::Fetching {
+            what: url.clone(),
+        }));
+        place = resolver.fetch(data).map_err(|source| EngineError::Fetch {
+            node: node.name.clone(),
+            param: param.to_owned(),
+            source,
+        })?;
+    }
+    let digest = cache
+        .digest_path(&place)
+        .map_err(|source| data_error(node, param, source))?;
+    facts.path_digests.insert(param.to_owned(), digest);
+    facts.paths.insert(param.to_owned(), place);
+    Ok(())
 }
 
 fn data_error(node: &Node, param: &str, source: ExternalError) -> EngineError {

@@ -74,6 +74,28 @@ fn data_is_downloaded_once_and_only_if_it_is_what_was_pinned() {
         .flow(&["run", "pipelines/p.yaml", "--offline"])
         .success();
     assert!(project.ran().is_empty());
+
+    // Nor is it needed while what was made from it is there: what it would hold is pinned.
+    std::fs::remove_dir_all(project.path("home/downloads")).unwrap();
+    let again = project
+        .flow(&["run", "pipelines/p.yaml", "--offline"])
+        .success();
+    assert!(!again.stderr.contains(&address), "{}", again.stderr);
+    assert!(project.ran().is_empty());
+    project.run();
+    assert!(!project.path("home/downloads").exists());
+    let forced = ["run", "pipelines/p.yaml", "--force", "rows"];
+    let refused = project
+        .flow(&[&forced[..], &["--offline"]].concat())
+        .code(1);
+    assert!(
+        refused.stderr.contains("never downloaded"),
+        "{}",
+        refused.stderr
+    );
+    project.flow(&forced).success();
+    assert_eq!(project.ran(), ["rows"]);
+    assert!(project.path("home/downloads").exists());
 }
 
 #[test]
