@@ -11,7 +11,6 @@ use super::output::Output;
 use super::show::{state_text, status_text};
 use super::{compare_group, record};
 use crate::cache::Cache;
-use crate::config::display;
 use crate::insight::compare::{
     Comparison, Dataset, MetricRow, NodeRow, Sample, compare, letter, page,
 };
@@ -64,8 +63,7 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
         return Ok(Exit::Ok);
     }
     if let Some(path) = &arguments.html {
-        fs_err::write(path, page(&comparison)?)?;
-        output.print(&display(path))?;
+        output.save(path, &page(&comparison)?)?;
     } else {
         output.print_cut(
             &as_text(&comparison, output),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::error::{CliError, Exit};
 use super::output::Output;
 use super::show::state_text;
-use crate::config::{display, suggest};
+use crate::config::suggest;
 use crate::engine::RunState;
 use crate::insight::compare::{Group, GroupMetric, group, group_page};
 use crate::runs::{self, RunGraph};
@@ -29,8 +29,7 @@ pub fn show(
     if as_json {
         output.print_json(&json!(group))?;
     } else if let Some(path) = html {
-        fs_err::write(path, group_page(&group)?)?;
-        output.print(&display(path))?;
+        output.save(path, &group_page(&group)?)?;
     } else {
         output.print(&as_text(&group, output))?;
     }

@@ -2,9 +2,12 @@
 
 use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::error::CliError;
+use crate::config::display;
 use crate::engine::Sink;
 use crate::ui::{Lines, Progress, Style, terminal_width};
 
@@ -60,6 +63,28 @@ impl Output {
     /// A result for programs.
     pub fn print_json(&self, value: &Value) -> Result<(), CliError> {
         self.print(&format!("{value:#}"))
+    }
+
+    /// A page into a file that the user named, and where it is.
+    pub fn save(&self, path: &Path, page: &str) -> Result<(), CliError> {
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.exists()) {
+            return Err(CliError::wrong(
+                format!(
+                    "`{}` cannot be written: there is no folder `{}`",
+                    path.display(),
+                    folder.display()
+                ),
+                format!(
+                    "make it with `mkdir -p {}`, or name another file",
+                    folder.display()
+                ),
+            ));
+        }
+        fs_err::write(path, page)?;
+        self.print(&display(path))
     }
 
     /// A message.

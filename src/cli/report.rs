@@ -31,14 +31,10 @@ pub fn run(arguments: &Arguments, output: &Output) -> Result<Exit, CliError> {
     let run = record::read(&folders, &arguments.run)?;
     let cache = Cache::open_to_glance(&run.view.head.cache);
     let cache = cache.as_ref();
-    let path = match &arguments.output {
-        Some(path) => {
-            fs_err::write(path, report::report(&folders.runs, &run, cache)?)?;
-            path.clone()
-        }
-        None => report::write(&folders.runs, &run, cache)?,
-    };
-    output.print(&display(&path))?;
+    match &arguments.output {
+        Some(path) => output.save(path, &report::report(&folders.runs, &run, cache)?)?,
+        None => output.print(&display(&report::write(&folders.runs, &run, cache)?))?,
+    }
     Ok(Exit::Ok)
 }
 
