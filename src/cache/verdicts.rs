@@ -31,8 +31,9 @@ impl Cache {
         }
         asked.flush()?;
         drop(asked);
-        let sql = "select digest, any_value(choice), any_value(probability), any_value(detail)
-            from verdicts semi join asked using (digest) group by digest";
+        // Where two judged the same at once there are two, of which the first counts.
+        let sql = "select digest, arg_min(choice, v.rowid), arg_min(probability, v.rowid), arg_min(detail, v.rowid)
+            from verdicts v semi join asked using (digest) group by digest";
         let mut statement = connection.prepare(sql)?;
         let mut rows = statement.query([])?;
         let mut found = HashMap::new();
@@ -54,23 +55,18 @@ impl Cache {
         Ok(found)
     }
 
-    /// Keeps verdicts; when this returns they survive a crash. Those already there are not written again.
+    /// Keeps verdicts; when this returns they survive a crash. Of several under one key the first counts.
+    ///
+    /// Does not look for those that are there: that would read all of them for every batch. Who asks first
+    /// ([`Cache::verdicts_get`]) puts hardly any twice.
     pub fn verdicts_put(&self, verdicts: &[(Digest, Verdict)]) -> Result<(), CacheError> {
-        let keys: Vec<Digest> = verdicts.iter().map(|(key, _)| *key).collect();
-        let mut known: std::collections::HashSet<Digest> =
-            self.verdicts_get(&keys)?.into_keys().collect();
-        let new: Vec<_> = verdicts
-            .iter()
-            .filter(|(key, _)| known.insert(*key))
-            .cloned()
-            .collect();
-        if new.is_empty() {
+        if verdicts.is_empty() {
             return Ok(());
         }
         let connection = self.database.connection()?;
         connection.execute_batch("begin")?;
-        insert(&connection, &new)?;
-        ledger::add_verdicts(&self.layout, new)?;
+        insert(&connection, verdicts)?;
+        ledger::add_verdicts(&self.layout, verdicts.to_vec())?;
         failpoint::hit("verdicts.commit")?;
         connection
             .execute_batch("commit")
