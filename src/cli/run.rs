@@ -1,8 +1,9 @@
 //! `flow run`: does what a pipeline says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -21,7 +22,7 @@ use crate::engine::{
 use crate::graph::{Graph, GraphVariant, Node, base_name, compile};
 use crate::insight::{InsightError, report};
 use crate::ops::Catalog;
-use crate::runs::{self, NewRun, Recorder, Run, RunGraph, VariantOf, log_path};
+use crate::runs::{self, GraphText, NewRun, Recorder, Run, VariantOf, log_path};
 use crate::tracking::{Settings, Tracker};
 use crate::ui::seconds;
 
@@ -103,6 +104,10 @@ pub fn run(arguments: &Arguments, catalog: &Catalog, output: &Output) -> Result<
         return Err(handover::to_language_model());
     }
     let project = Project {
+        texts: plan
+            .manifests(&graph)
+            .map(|(node, manifest)| (node.name.as_str(), GraphText::node(node, manifest)))
+            .collect(),
         spec: &spec,
         graph: &graph,
         folders: &folders,
@@ -156,6 +161,8 @@ pub struct Project<'a> {
     pub spec: &'a PipelineSpec,
     pub graph: &'a Graph,
     pub folders: &'a Folders,
+    /// What the record says of each node.
+    pub texts: HashMap<&'a str, Arc<str>>,
     /// Of tracking.
     pub settings: Option<&'a Settings>,
 }
@@ -213,7 +220,12 @@ impl Project<'_> {
             models: models(spec, plan.nodes_of(graph)),
             seed: variant.map_or(graph.seed, |(variant, _)| variant.seed),
             variant: variant.map(|(_, variant)| variant.clone()),
-            graph: RunGraph::new(plan.manifests(graph)),
+            graph: GraphText(
+                plan.nodes
+                    .iter()
+                    .filter_map(|node| self.texts.get(node.name.as_str()).cloned())
+                    .collect(),
+            ),
         };
         Recorder::start(&self.folders.runs, run)
             .map_err(|error| output.warning(&format!("this run is not recorded: {error}")))

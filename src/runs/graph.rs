@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,17 +42,33 @@ impl std::fmt::Display for Origin {
     }
 }
 
-impl RunGraph {
-    /// Of nodes with their manifests, in order, by the names they have without a matrix.
-    pub fn new<'a>(nodes: impl IntoIterator<Item = (&'a Node, Manifest)>) -> Self {
-        let nodes = nodes
-            .into_iter()
-            .map(|(node, manifest)| GraphNode::new(node, manifest));
-        Self {
-            nodes: nodes.collect(),
-        }
+/// A [`RunGraph`] to be written. Each node is text already, so that variants of a matrix share those of nodes they share.
+#[derive(Debug, Clone, Default)]
+pub struct GraphText(pub Vec<Arc<str>>);
+
+impl GraphText {
+    /// A node with its manifest, by the name it has without a matrix.
+    pub fn node(node: &Node, manifest: Manifest) -> Arc<str> {
+        let node = GraphNode::new(node, manifest);
+        serde_json::to_string(&node)
+            .expect("a node is plain data")
+            .into()
     }
 
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let length: usize = self.0.iter().map(|node| node.len() + 1).sum();
+        let mut bytes = Vec::with_capacity(length + 16);
+        bytes.extend(b"{\"nodes\":[");
+        for (place, node) in self.0.iter().enumerate() {
+            bytes.extend(if place > 0 { b"," as &[u8] } else { b"" });
+            bytes.extend(node.as_bytes());
+        }
+        bytes.extend(b"]}");
+        bytes
+    }
+}
+
+impl RunGraph {
     /// Reads that of a run; one recorded by a flow that did not keep it is empty.
     pub fn read(folder: &Path) -> std::io::Result<Self> {
         match fs_err::read(folder.join("graph.json")) {

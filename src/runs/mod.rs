@@ -30,7 +30,7 @@ mod why;
 pub use curves::{Curve, Curves, curves};
 pub use environment::Environment;
 pub use find::{FindError, find, find_group, list};
-pub use graph::{GraphNode, Origin, RunGraph};
+pub use graph::{GraphNode, GraphText, Origin, RunGraph};
 pub use head::{Head, VariantOf, head_schema};
 pub use id::{is_taken, new_id};
 pub use outputs::OutputError;

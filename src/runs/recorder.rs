@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use fs_err as fs;
 
-use super::{Environment, Head, RunGraph, VariantOf};
+use super::{Environment, GraphText, Head, VariantOf};
 use crate::config::ModelSpec;
 use crate::engine::{Event, EventKind, NodeStatus, RunState, Sink};
 use crate::failpoint;
@@ -36,7 +36,7 @@ pub struct NewRun<'a> {
     pub models: BTreeMap<String, ModelSpec>,
     pub seed: u64,
     pub variant: Option<VariantOf>,
-    pub graph: RunGraph,
+    pub graph: GraphText,
 }
 
 /// A listener that keeps the record. What cannot be written is left out; [`Recorder::finish`] says so.
@@ -173,8 +173,8 @@ impl Files {
         self.note(flushed);
     }
 
-    fn write_graph(&self, graph: &RunGraph) -> std::io::Result<()> {
-        crate::atomic::write(&self.folder.join("graph.json"), &serde_json::to_vec(graph)?)
+    fn write_graph(&self, graph: &GraphText) -> std::io::Result<()> {
+        crate::atomic::write(&self.folder.join("graph.json"), &graph.to_bytes())
     }
 
     fn note(&mut self, result: std::io::Result<()>) {
