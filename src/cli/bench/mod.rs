@@ -1,11 +1,13 @@
 //! `flow bench`: how fast this machine is, and what fits its memory.
 
+mod cache;
 mod data;
 mod embed;
 mod generate;
 mod judge;
 #[cfg(feature = "torch")]
 mod model;
+mod process;
 mod quant;
 #[cfg(feature = "torch")]
 mod repeated;
@@ -23,7 +25,7 @@ use super::output::Output;
 use crate::ops::Catalog;
 pub use generate::positive;
 
-/// Measure this machine: training steps, judge and generation of a model, sentence embeddings, the data stages
+/// Measure this machine: training steps, judge and generation of a model, sentence embeddings, the data stages, the cache's books
 #[derive(Debug, Args)]
 pub struct Arguments {
     #[command(subcommand)]
@@ -34,6 +36,7 @@ pub struct Arguments {
 enum Command {
     #[command(flatten)]
     Model(ModelCommand),
+    Cache(cache::Arguments),
     Data(data::Arguments),
 }
 
@@ -55,6 +58,7 @@ pub fn run(
     output: &Output,
 ) -> Result<Exit, CliError> {
     match (&arguments.command, model) {
+        (Command::Cache(arguments), _) => cache::run(arguments, output),
         (Command::Data(arguments), _) => data::run(arguments, catalog, output),
         (Command::Model(command), Some(model)) => model(command, output),
         (Command::Model(_), None) => Err(handover::to_language_model()),

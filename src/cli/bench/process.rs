@@ -1,4 +1,4 @@
-//! The peak resident memory of this process, as Linux counts it; elsewhere there is none.
+//! The resident memory of this process and its peak, as Linux counts them; elsewhere there is none.
 
 /// Starts counting anew; where the system does not allow it, the count goes on from the start of the process.
 pub fn forget_peak() {
@@ -9,13 +9,17 @@ pub fn forget_peak() {
 /// Bytes.
 pub fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    of_status(&status)
+    of_status(&status, "VmHWM:")
 }
 
-fn of_status(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+/// Bytes that are held now.
+pub fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    of_status(&status, "VmRSS:")
+}
+
+fn of_status(status: &str, field: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes << 10)
 }
@@ -25,7 +29,7 @@ mod tests {
     #[test]
     fn the_peak_is_read_in_bytes() {
         let status = "Name:\tflow\nVmPeak:\t  9000 kB\nVmHWM:\t    2048 kB\n";
-        assert_eq!(super::of_status(status), Some(2 << 20));
-        assert_eq!(super::of_status("Name:\tflow\n"), None);
+        assert_eq!(super::of_status(status, "VmHWM:"), Some(2 << 20));
+        assert_eq!(super::of_status("Name:\tflow\n", "VmHWM:"), None);
     }
 }

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::process;
 use crate::cache::{Cache, Holder, RunLock};
+use crate::cli::bench::process;
 use crate::cli::error::CliError;
 use crate::cli::folders::environment;
 use crate::cli::resolve::Outside;

@@ -2,7 +2,6 @@
 
 mod measure;
 mod peer;
-mod process;
 mod project;
 mod report;
 mod rows;
