@@ -41,7 +41,8 @@ class Project:
         return min(self(*arguments) for _ in range(times))
 
     def size(self, path):
-        return sum(file.stat().st_size for file in (self.folder / path).rglob("*") if file.is_file())
+        path = self.folder / path
+        return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
     def latest_record(self):
         return self.size(sorted((self.folder / "runs").iterdir())[-1].relative_to(self.folder))
@@ -66,8 +67,7 @@ def nodes(flow, sizes):
         checked, _ = project.least("check", "p.yaml")
         planned, _ = project.least("plan", "p.yaml")
         rows.append({"nodes": size, "cold": cold, "no_op": seconds, "memory": memory, "check": checked, "plan": planned,
-                     "record_bytes": project.latest_record(), "ledger_bytes": project.size("cache") and (project.folder / "cache/ledger.jsonl").stat().st_size,
-                     "index_bytes": (project.folder / "cache/index.json").stat().st_size})
+                     "record_bytes": project.latest_record(), "ledger_bytes": project.size("cache/ledger.jsonl"), "index_bytes": project.size("cache/index.json")})
     return rows
 
 
@@ -90,17 +90,19 @@ def variants(flow, size, counts):
 
 
 def tables(flow, sizes):
-    """Small tables: what one costs when so many are there already."""
+    """Nodes that are one query and give a small table: what they cost, and one more when so many are there already."""
     rows = []
     for size in sizes:
         stages = [f"  t{index}: {{ uses: sql, with: {{ query: 'select {index} as id' }} }}\n" for index in range(size)]
         project = Project(flow, stages)
         cold, memory = project("run", "p.yaml", "--jobs", "1")
+        checked, _ = project.least("check", "p.yaml")
+        seconds, _ = project.least("run", "p.yaml")
         one = stages[:-1] + [f"  t{size - 1}: {{ uses: sql, with: {{ query: 'select {size} as id' }} }}\n"]
         (project.folder / "p.yaml").write_text("stages:\n" + "".join(one))
         more, _ = project("run", "p.yaml")
-        rows.append({"tables": size, "cold": cold, "memory": memory, "one_more": more,
-                     "database_bytes": (project.folder / "cache/flow.duckdb").stat().st_size})
+        rows.append({"tables": size, "cold": cold, "check": checked, "no_op": seconds, "one_more": more, "memory": memory,
+                     "database_bytes": project.size("cache/flow.duckdb")})
     return rows
 
 
@@ -135,6 +137,8 @@ def books(flow, counts):
 
 def text(rows):
     def cell(key, value):
+        if key.endswith("verdicts"):
+            return f"{value:,.0f} /s"
         if not isinstance(value, float):
             value = value or 0
             return f"{value / 2**20:.1f} MiB" if key.endswith(("bytes", "memory")) or key in ("database", "ledger", "snapshot") else f"{value:,}"
