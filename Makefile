@@ -9,6 +9,7 @@
 #   make fuzz     a million damaged inputs for each reader (FUZZ_INPUTS)
 #   make check-tracking  the W&B protocol against programs by others, where PyPI can be reached
 #   make check-medquad   a real run tracked, killed, resumed, compared, served and looked at; minutes
+#   make check-slurm     the same run as jobs of a Slurm cluster on loopback, where Slurm is installed; minutes
 #   make check-exports   exports and server against transformers, PEFT, gguf and the openai client, where PyPI can be reached
 #   make check-remote    the shared cache against a real S3 server on this machine, where PyPI can be reached
 #   make build    set up, build in release, print the binary's path as the last line
@@ -18,7 +19,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 .SILENT:
-.PHONY: run test binaries build install setup lint faults soak fuzz bench-engine bench-cpu check-tracking check-medquad check-exports check-remote
+.PHONY: run test binaries build install setup lint faults soak fuzz bench-engine bench-cpu check-tracking check-medquad check-exports check-remote check-slurm
 
 export FLOW_HOME ?= $(HOME)/.cache/flow
 export LIBTORCH_USE_PYTORCH := 1
@@ -79,6 +80,10 @@ check-tracking: setup
 check-medquad: setup
 	cargo build --locked --bins
 	python3 tests/medquad_check.py $(CARGO_TARGET_DIR)/debug/flow $(ARGS)
+
+check-slurm: setup
+	cargo build --locked --bins
+	python3 tests/slurm_check.py $(CARGO_TARGET_DIR)/debug/flow $(ARGS)
 
 check-exports: setup
 	cargo build --locked --bins

@@ -21,6 +21,10 @@ pub struct Arguments {
     /// Which of its tasks
     #[arg(long, value_name = "N", default_value_t = 0)]
     task: u32,
+
+    /// The process to end with
+    #[arg(long, value_name = "PID")]
+    parent: Option<u32>,
 }
 
 pub fn run(arguments: &Arguments, catalog: &Catalog) -> Result<Exit, CliError> {
@@ -30,6 +34,7 @@ pub fn run(arguments: &Arguments, catalog: &Catalog) -> Result<Exit, CliError> {
         attempt: attempt(),
         catalog,
         gpus: gpus::visible(),
+        parent: arguments.parent,
         cancel,
     };
     let end = worker

@@ -94,9 +94,9 @@ pub(super) fn execute(
             let manifest = &task.manifest;
             executor.run(&Call { op, manifest, run }, &mut context)
         }
-        (executor, _, run) => {
-            if let Some(executor) = executor {
-                executor.clear(cache, fingerprint)?;
+        (executor, op, run) => {
+            if let (Some(executor), Some(op)) = (executor, op) {
+                executor.prepare(op, &mut context)?;
             }
             run_here(&mut context, run)
         }

@@ -1,8 +1,7 @@
 //! Where nodes run whose op asks for a machine of its own. The engine knows this interface and no cluster.
 
 use super::RunOptions;
-use crate::cache::Cache;
-use crate::graph::{Fingerprint, Manifest, Node};
+use crate::graph::{Manifest, Node};
 use crate::ops::{Context, Op, OpError, Outputs, RunFn};
 
 /// Runs nodes in other processes. Everything else of a node (its looking up, the checks, the commit) stays with the engine.
@@ -17,9 +16,10 @@ pub trait Executor: std::fmt::Debug + Send + Sync {
     /// cancelled, and has all outputs in the context's cache when it returns.
     fn run(&self, call: &Call<'_>, context: &mut Context<'_>) -> Result<Outputs, OpError>;
 
-    /// Asked before a node runs in this process: fails where another process may be working on the same.
-    fn clear(&self, cache: &Cache, fingerprint: Fingerprint) -> Result<(), OpError> {
-        let _ = (cache, fingerprint);
+    /// Asked before a node runs in this process: fails where another process may be working on the same, and may name
+    /// others who do the work in parts.
+    fn prepare(&self, op: &dyn Op, context: &mut Context<'_>) -> Result<(), OpError> {
+        let _ = (op, context);
         Ok(())
     }
 }

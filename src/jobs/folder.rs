@@ -90,14 +90,13 @@ impl JobFolder {
         }
     }
 
-    /// Puts the folder where no later run finds it, but people and `flow cache gc` do; gives its new place.
-    pub fn set_aside(&self) -> std::io::Result<PathBuf> {
+    /// Puts the folder where people find it until the next run, and no run does.
+    pub(super) fn set_aside(&self) -> std::io::Result<()> {
         let mut name = self.root.file_name().unwrap_or_default().to_owned();
         name.push(".failed");
         let aside = self.root.with_file_name(name);
         remove(&aside)?;
-        fs::rename(&self.root, &aside)?;
-        Ok(aside)
+        fs::rename(&self.root, &aside)
     }
 
     /// Removes everything; what is half removed is no job any more.
@@ -212,4 +211,13 @@ pub(super) fn remove(path: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// The end of what a process printed; one that never started has printed nothing.
+pub fn last_lines(path: &Path, count: usize) -> Vec<String> {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = &lines[lines.len().saturating_sub(count)..];
+    tail.iter().map(|line| (*line).to_owned()).collect()
 }

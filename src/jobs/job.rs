@@ -186,9 +186,43 @@ fn prepare(
     })
 }
 
+impl Prepared {
+    /// Tasks without a good end. One that failed when nobody was there to hear it is to be tried again.
+    pub fn open_tasks(&self) -> std::io::Result<Vec<u32>> {
+        let mut open = Vec::new();
+        for task in 0..self.job.tasks {
+            let files = self.folder.task(task);
+            match files.report()? {
+                Some(report) if report.is_whole(&self.folder) => {}
+                report => {
+                    if report.is_some() {
+                        files.forget_report()?;
+                    }
+                    open.push(task);
+                }
+            }
+        }
+        Ok(open)
+    }
+
+    /// After an end that is none of a node: a folder that failed is put aside, one that was interrupted is removed, as what
+    /// it was worth is in the cache and in the node's scratch folder.
+    pub fn conclude<T>(&self, done: &Result<T, OpError>) -> std::io::Result<()> {
+        match done {
+            Ok(_) => Ok(()),
+            Err(OpError::Cancelled) => self.folder.remove(),
+            Err(_) => {
+                // The failure is what is to be told.
+                let _ = self.folder.set_aside();
+                Ok(())
+            }
+        }
+    }
+}
+
 impl Report {
     /// Whether everything it names is still where it was left.
-    pub fn is_whole(&self, folder: &JobFolder) -> bool {
+    fn is_whole(&self, folder: &JobFolder) -> bool {
         match &self.ended {
             Ended::Done { outputs, .. } => outputs
                 .values()

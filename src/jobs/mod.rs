@@ -20,8 +20,10 @@ mod events;
 mod folder;
 mod follow;
 mod job;
+mod local;
 pub mod worker;
 
-pub use folder::{JobFolder, Report, TaskFolder, read_json};
+pub use folder::{JobFolder, Report, TaskFolder, last_lines, read_json};
 pub use follow::{Running, Standing, follow};
 pub use job::{Job, Prepared, prepare_node, prepare_parts, take_outputs};
+pub use local::PerDevice;

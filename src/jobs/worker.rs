@@ -26,6 +26,8 @@ pub struct Worker<'a> {
     pub attempt: String,
     pub catalog: &'a Catalog,
     pub gpus: Vec<u32>,
+    /// The process that this one is to end with.
+    pub parent: Option<u32>,
     pub cancel: CancelToken,
 }
 
@@ -138,6 +140,10 @@ impl Worker<'_> {
                 .is_ok_and(|owner| owner.as_deref() != Some(&self.attempt))
             {
                 owns = false;
+                self.cancel.cancel();
+            }
+            let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get() as u32);
+            if self.parent.is_some() && self.parent != parent {
                 self.cancel.cancel();
             }
             std::thread::park_timeout(BEAT);

@@ -108,8 +108,7 @@ impl Slurm {
         })
     }
 
-    /// Runs the tasks of a folder to their end. A folder that failed is put aside, one that was interrupted is removed: what
-    /// it was worth is in the cache and in the node's scratch folder.
+    /// Runs the tasks of a folder to their end.
     fn finish<T>(
         &self,
         prepared: &Prepared,
@@ -121,13 +120,7 @@ impl Slurm {
         let done = Tasks::start(&self.shared, prepared, wanted)
             .and_then(|mut tasks| follow(prepared, &mut tasks, context, take))
             .and_then(then);
-        match &done {
-            Ok(_) => {}
-            Err(OpError::Cancelled) => prepared.folder.remove()?,
-            Err(_) => {
-                let _ = prepared.folder.set_aside();
-            }
-        }
+        prepared.conclude(&done)?;
         done
     }
 }
@@ -167,12 +160,9 @@ impl Executor for Slurm {
         )
     }
 
-    fn clear(
-        &self,
-        cache: &crate::cache::Cache,
-        fingerprint: crate::graph::Fingerprint,
-    ) -> Result<(), OpError> {
-        super::here::clear(&JobFolder::new(cache.job_path(fingerprint)))
+    fn prepare(&self, _: &dyn Op, context: &mut Context<'_>) -> Result<(), OpError> {
+        let folder = JobFolder::new(context.cache().job_path(context.fingerprint));
+        super::here::keep_away(&folder, false)
     }
 }
 

@@ -1,16 +1,23 @@
-//! Runs that do without Slurm, on a cache where an earlier run did not.
+//! Runs that do without Slurm, perhaps on a cache where an earlier run did not.
+
+use std::path::PathBuf;
 
 use super::command::answer;
 use super::submission::Submission;
-use crate::cache::Cache;
 use crate::engine::{Call, Executor};
-use crate::graph::{Fingerprint, Node};
-use crate::jobs::JobFolder;
+use crate::graph::Node;
+use crate::jobs::{JobFolder, PerDevice};
 use crate::ops::{Context, Op, OpError, Outputs};
 
-/// Runs nothing, and keeps this process away from what a job may be working at.
+/// Runs everything in this process, but for work in parts where there are several GPUs; keeps away from what a job of an
+/// earlier run may be working at.
 #[derive(Debug)]
-pub struct Here;
+pub struct Here {
+    /// The folder with `flow` and `flow-lm`.
+    pub programs: PathBuf,
+    /// `CUDA_VISIBLE_DEVICES`, where it is set.
+    pub visible: Option<String>,
+}
 
 impl Executor for Here {
     fn takes(&self, _: &dyn Op, _: &Node) -> bool {
@@ -28,13 +35,39 @@ impl Executor for Here {
         )))
     }
 
-    fn clear(&self, cache: &Cache, fingerprint: Fingerprint) -> Result<(), OpError> {
-        clear(&JobFolder::new(cache.job_path(fingerprint)))
+    fn prepare(&self, op: &dyn Op, context: &mut Context<'_>) -> Result<(), OpError> {
+        let in_parts = context.gpus.len() > 1
+            && op.parts(context.node) > 1
+            && op.needs_language_model(context.node);
+        keep_away(
+            &JobFolder::new(context.cache().job_path(context.fingerprint)),
+            in_parts,
+        )?;
+        if in_parts {
+            let count = context.gpus.len().min(op.parts(context.node) as usize);
+            context.parts = Some(std::sync::Arc::new(PerDevice {
+                program: self.programs.join("flow-lm"),
+                devices: devices(&context.gpus[..count], self.visible.as_deref()),
+            }));
+        }
+        Ok(())
     }
 }
 
-/// Fails where a job of the folder may be at work; removes the folder where none is.
-pub(super) fn clear(folder: &JobFolder) -> Result<(), OpError> {
+/// What GPUs that are positions among the visible ones are called.
+fn devices(gpus: &[u32], visible: Option<&str>) -> Vec<String> {
+    let names: Vec<&str> = visible.unwrap_or_default().split(',').collect();
+    gpus.iter()
+        .map(|&gpu| match (visible, names.get(gpu as usize)) {
+            (Some(_), Some(name)) => name.trim().to_owned(),
+            _ => gpu.to_string(),
+        })
+        .collect()
+}
+
+/// Fails where a job of the folder may be at work; removes the folder where none is, unless processes of this machine go on
+/// with it.
+pub(super) fn keep_away(folder: &JobFolder, goes_on: bool) -> Result<(), OpError> {
     if !folder.exists() {
         return Ok(());
     }
@@ -70,5 +103,19 @@ pub(super) fn clear(folder: &JobFolder) -> Result<(), OpError> {
             }
         }
     }
+    if goes_on {
+        return Ok(());
+    }
     Ok(folder.remove()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::devices;
+
+    #[test]
+    fn gpus_keep_the_names_that_this_process_was_given() {
+        assert_eq!(devices(&[0, 1], None), ["0", "1"]);
+        assert_eq!(devices(&[1, 2], Some("3, 5,GPU-7c")), ["5", "GPU-7c"]);
+    }
 }

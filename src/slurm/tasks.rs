@@ -6,7 +6,7 @@ use super::executor::Shared;
 use super::queue::Listed;
 use super::state;
 use super::submission::{Submission, Wanted};
-use crate::jobs::{Prepared, Running, Standing};
+use crate::jobs::{Prepared, Running, Standing, last_lines};
 use crate::ops::OpError;
 
 /// Lines shown of what a job printed.
@@ -39,24 +39,14 @@ impl<'a> Tasks<'a> {
             since: Instant::now(),
             pulses: vec![None; job.tasks as usize],
         };
-        let mut left: Vec<u32> = (0..job.tasks).collect();
         if *found {
             tasks.submission.settle(folder, job)?;
-            let mut open = Vec::new();
-            for task in left {
-                let files = folder.task(task);
-                match files.report()? {
-                    Some(report) if report.is_whole(folder) => {}
-                    // It failed when nobody was there to hear it: this run is another try.
-                    Some(_) => {
-                        files.forget_report()?;
-                        open.push(task);
-                    }
-                    None if tasks.is_with_slurm(task)? => {}
-                    None => open.push(task),
-                }
+        }
+        let mut left = Vec::new();
+        for task in prepared.open_tasks()? {
+            if !*found || !tasks.is_with_slurm(task)? {
+                left.push(task);
             }
-            left = open;
         }
         if !left.is_empty() {
             tasks.submit(&left)?;
@@ -124,17 +114,7 @@ impl Running for Tasks<'_> {
         }
         let (id, name) = (self.id(task), self.name(task));
         Ok(match self.shared.queue.listed(&id, self.since) {
-            Listed::As(row) => {
-                if matches!(
-                    state::standing(&row.state, &row.reason, &name),
-                    Standing::Ended { .. }
-                ) && row.state == "PENDING"
-                {
-                    // It would wait for ever.
-                    self.kill();
-                }
-                state::standing(&row.state, &row.reason, &name)
-            }
+            Listed::As(row) => state::standing(&row.state, &row.reason, &name),
             Listed::Not => match super::executor::accounted(&id) {
                 Some(state) => match state::standing(&state, "", &name) {
                     // Accounting lags behind, and an end that it knows of is not always one that is seen.
@@ -181,17 +161,8 @@ impl Running for Tasks<'_> {
     }
 
     fn printed(&mut self, task: u32) -> Vec<String> {
-        let path = self
-            .prepared
-            .folder
-            .logs()
-            .join(format!("{}.txt", self.id(task)));
-        // A job that never started has printed nothing.
-        let text = std::fs::read(path).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = &lines[lines.len().saturating_sub(TAIL)..];
-        tail.iter().map(|line| (*line).to_owned()).collect()
+        let name = format!("{}.txt", self.id(task));
+        last_lines(&self.prepared.folder.logs().join(name), TAIL)
     }
 }
 

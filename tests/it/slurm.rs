@@ -393,3 +393,113 @@ fn a_machine_that_fails_loses_no_verdict() {
     );
     project.flow(&["cache", "verify"]).success();
 }
+
+#[test]
+fn a_secret_reaches_its_job_and_no_file() {
+    let Some(cluster) = cluster() else { return };
+    let project = Project::with_pipeline(
+        "stages:\n  secretive: { uses: command, with: { run: 'test \"$(printf %s \"$TOKEN\" | wc -c)\" = 14; test -z \"$OTHER\"; touch ${FLAGS}/started; while [ ! -e ${FLAGS}/go ]; do sleep 0.05; done', pass_env: [TOKEN] } }\n",
+    )
+    .on(&cluster)
+    .with_flags()
+    .variable("TOKEN", "planted-5ecret")
+    .variable("OTHER", "not named");
+    let run = project.begin();
+    wait_for("the script", || project.has("started"));
+    let mut found = Vec::new();
+    crate::secrets::holding(&project.path("cache"), "planted-5ecret", &mut found);
+    crate::secrets::holding(&project.path("runs"), "planted-5ecret", &mut found);
+    project.flag("go");
+    project.outcome(run.wait_with_output().unwrap()).success();
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn a_job_that_can_never_start_is_given_up() {
+    let Some(cluster) = cluster() else { return };
+    let project = Project::with_pipeline(
+        "stages:\n  hopeless: { uses: command, with: { run: 'true' }, resources: { partition: short, time: 2h } }\n",
+    )
+    .on(&cluster);
+    let outcome = project.flow(&SLURM).code(1);
+    let said = outcome.messages();
+    let vain = "waits in vain: PartitionTimeLimit";
+    assert!(
+        said.contains(vain) && said.contains("help: ask for less"),
+        "{said}"
+    );
+    let states = cluster.jobs("hopeless");
+    assert!(
+        states.iter().all(|(_, state)| state == "CANCELLED"),
+        "{states:?}"
+    );
+    // What Slurm does not even take.
+    for (setting, says) in [
+        ("hopeless.resources.partition=nowhere", "`partition`"),
+        ("hopeless.resources.memory=9T", "`memory`"),
+        ("executor.slurm.options.frobnicate=1", "`options`"),
+    ] {
+        let arguments = [&SLURM[..], &["--set", setting]].concat();
+        let said = project.flow(&arguments).code(1).messages();
+        assert!(
+            said.contains("`sbatch` did not take the job") && said.contains(says),
+            "{said}"
+        );
+    }
+}
+
+/// Programs of Slurm's names that tell what a test wants to hear.
+fn pretended(sbatch: &str, squeue: &str) -> Project {
+    Project::with_pipeline("stages:\n  node: { uses: command, with: { run: 'true' } }\n")
+        .instead_of("sbatch", sbatch)
+        .instead_of("squeue", squeue)
+        .instead_of("scancel", "exit 0")
+        .instead_of("sacct", "echo 'accounting is disabled' >&2; exit 1")
+}
+
+#[test]
+fn without_slurm_there_is_one_message() {
+    let project = pretended("exit 1", "exit 1").variable("PATH", "/nowhere");
+    insta::assert_snapshot!(project.flow(&SLURM).code(1).messages(), @r"
+    ✗ node failed after [time]: `sbatch` cannot be started: No such file or directory (os error 2)
+    error: `node` failed: `sbatch` cannot be started: No such file or directory (os error 2)
+      help: run on a machine of the cluster that has Slurm's commands, or with `--executor local`
+    failed in [time]: 1 failed (run [run])
+    ");
+}
+
+#[test]
+fn what_sbatch_says_is_told() {
+    let refuses =
+        "echo 'sbatch: error: Batch job submission failed: Invalid qos specification' >&2; exit 1";
+    let said = pretended(refuses, "exit 1").flow(&SLURM).code(1).messages();
+    let first = said.lines().find(|line| line.starts_with("error")).unwrap();
+    assert_eq!(
+        first,
+        "error: `node` failed: `sbatch` did not take the job: Batch job submission failed: Invalid qos specification"
+    );
+}
+
+#[test]
+fn how_a_job_ended_is_told_with_what_it_printed() {
+    for (state, says, help) in [
+        (
+            "OUT_OF_MEMORY",
+            "ran out of memory",
+            "resources: { memory: … }",
+        ),
+        (
+            "TIMEOUT",
+            "came to its time limit",
+            "resources: { time: … }",
+        ),
+        ("CANCELLED", "was cancelled by somebody else", "run again"),
+    ] {
+        // A job that prints a line and ends as it should not.
+        let sbatch = "for a in \"$@\"; do case $a in --output=*) o=${a#--output=};; esac; done; echo 'last words' > \"$(dirname \"$o\")/42.txt\"; echo 42";
+        let project = pretended(sbatch, &format!("echo '42|{state}|flow|n7|None'"));
+        let said = project.flow(&SLURM).code(1).messages();
+        let first = format!("Slurm job 42 on n7 {says}\n  last words");
+        assert!(said.contains(&first) && said.contains(help), "{said}");
+    }
+}

@@ -142,7 +142,11 @@ impl Op for Judge {
 
     fn resources(&self, node: &Node) -> Resources {
         if self.needs_language_model(node) {
-            all_slots()
+            // A GPU for each shard, as far as there are so many.
+            Resources {
+                gpu: self.parts(node),
+                ..all_slots()
+            }
         } else {
             Resources::default()
         }
