@@ -35,7 +35,11 @@ pub(super) fn answer(command: &mut Command) -> Result<String, String> {
 /// What a program said when it failed, in a line.
 pub(super) fn said(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
-    let last = text.lines().rev().find(|line| !line.trim().is_empty());
+    // The last is what it all comes to, but for a hint.
+    let last = text
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty() && !line.starts_with("Try "));
     last.map_or_else(
         || output.status.to_string(),
         |line| {

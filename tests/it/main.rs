@@ -37,3 +37,4 @@ mod support;
 mod trace;
 mod tracked_runs;
 mod tracking;
+mod workers;

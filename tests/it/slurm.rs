@@ -20,13 +20,13 @@ impl Project {
     }
 
     /// With a folder `flags`, which scripts see as `${FLAGS}`.
-    fn with_flags(self) -> Self {
+    pub fn with_flags(self) -> Self {
         std::fs::create_dir(self.path("flags")).unwrap();
         let flags = self.path("flags").display().to_string();
         self.variable("FLAGS", &flags)
     }
 
-    fn flag(&self, name: &str) {
+    pub fn flag(&self, name: &str) {
         std::fs::write(self.path("flags").join(name), "").unwrap();
     }
 
@@ -34,14 +34,14 @@ impl Project {
         self.path("flags").join(flag).exists()
     }
 
-    fn begin(&self) -> Child {
+    pub fn begin(&self) -> Child {
         let mut command = self.command(&SLURM);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().unwrap()
     }
 
     /// A program of Slurm's name that comes first on the path.
-    fn instead_of(self, program: &str, script: &str) -> Self {
+    pub fn instead_of(self, program: &str, script: &str) -> Self {
         let name = format!("bin/{program}");
         self.write(&name, format!("#!/bin/sh\n{script}\n"));
         let path = self.path(&name);
@@ -439,7 +439,8 @@ fn a_job_that_can_never_start_is_given_up() {
         ("hopeless.resources.memory=9T", "`memory`"),
         ("executor.slurm.options.frobnicate=1", "`options`"),
     ] {
-        let arguments = [&SLURM[..], &["--set", setting]].concat();
+        let main = "hopeless.resources.partition=main";
+        let arguments = [&SLURM[..], &["--set", main, "--set", setting]].concat();
         let said = project.flow(&arguments).code(1).messages();
         assert!(
             said.contains("`sbatch` did not take the job") && said.contains(says),
