@@ -16,6 +16,7 @@ pub struct Cluster {
     _alone: MutexGuard<'static, ()>,
 }
 
+#[expect(clippy::zombie_processes, reason = "it ends after this process does")]
 static DAEMONS: LazyLock<Option<Daemons>> = LazyLock::new(|| {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/slurm_cluster.py");
     let mut child = Command::new("python3")
