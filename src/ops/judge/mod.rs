@@ -111,7 +111,7 @@ impl Op for Judge {
                         max: Some(1000),
                     },
                     1,
-                    "Jobs of a cluster that share the rows; the verdicts are the same.",
+                    "Jobs of a cluster, or GPUs of this machine, that share the rows.",
                 )
                 .unhashed(),
             ),

@@ -1,6 +1,6 @@
 //! Judging in parts: prompts that no verdict is known for go to other processes, which only answer them.
 //!
-//! The table of verdicts is made where the rows are, from all verdicts, so it does not depend on how they were shared out.
+//! The table of verdicts is made where the rows are, from all verdicts.
 
 use std::collections::{HashMap, HashSet};
 
