@@ -1,6 +1,6 @@
 //! A DuckDB of one's own in memory, to find out about SQL and files before a run.
 //!
-//! Opening one takes several milliseconds, so the one for checks is kept.
+//! Opening one takes several milliseconds, so those for checks are kept: as many as were in use at a time.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -16,14 +16,14 @@ pub(super) fn open() -> duckdb::Result<Connection> {
 
 /// Runs `work` on a database in memory, which must leave nothing behind in it.
 ///
-/// The kept one is not in a thread-local: it would be closed after the library's own thread-locals are gone, which
+/// They are not in thread-locals: those would be closed after the library's own thread-locals are gone, which
 /// corrupts memory.
 pub(super) fn with<T>(work: impl FnOnce(&Connection) -> T) -> duckdb::Result<T> {
-    static KEPT: Mutex<Option<Connection>> = Mutex::new(None);
+    static KEPT: Mutex<Vec<Connection>> = Mutex::new(Vec::new());
     let keeper = || KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-    let kept = keeper().take();
+    let kept = keeper().pop();
     let database = kept.map_or_else(open, Ok)?;
     let result = work(&database);
-    *keeper() = Some(database);
+    keeper().push(database);
     Ok(result)
 }
