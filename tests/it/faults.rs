@@ -235,7 +235,7 @@ fn campaign(make: impl Fn() -> Project, wanted: u32) {
     let project = make();
     let start = Instant::now();
     project.run();
-    let whole = start.elapsed();
+    let mut whole = start.elapsed();
     let undisturbed = digests(&project);
     // xorshift64 (Marsaglia 2003).
     let mut state: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -249,16 +249,21 @@ fn campaign(make: impl Fn() -> Project, wanted: u32) {
     while kills < wanted {
         let project = make();
         caches += 1;
-        for _ in 0..10 {
+        for attempt in 0..10 {
             let mut command = project.command(&["run", "pipelines/p.yaml"]);
             command.stdout(Stdio::null()).stderr(Stdio::null());
             let mut child = command.spawn().unwrap();
-            let due = Instant::now() + whole.mul_f64(random());
+            let begun = Instant::now();
+            let due = begun + whole.mul_f64(random());
             while Instant::now() < due && child.try_wait().unwrap().is_none() {
                 std::thread::sleep(Duration::from_millis(1));
             }
             child.kill().unwrap();
             if child.wait().unwrap().signal() != Some(9) {
+                if attempt == 0 {
+                    // A whole run, and quicker than the first was.
+                    whole = whole.min(begun.elapsed());
+                }
                 break;
             }
             kills += 1;
