@@ -49,11 +49,17 @@ pub struct ChatTemplate {
 
 const NAME: &str = "chat_template";
 
+/// Bytes of source; templates of models take up to 20 KB.
+const LONGEST: usize = 128 << 10;
+/// Bytes of stack per byte of source. The compiler calls itself once for each link of a chain (`a|b|b|b`), which it does not
+/// bound; only memory that is used is taken.
+const STACK_PER_BYTE: usize = 2 << 10;
+
 impl ChatTemplate {
     /// Compiles `source`; the tokens are variables of the same names to the template.
     ///
     /// # Errors
-    /// [`LmError::Template`] naming the line that does not parse.
+    /// [`LmError::Template`] naming the line that does not parse, or for a source that is no template of a model by its length.
     pub fn new(
         source: &str,
         bos_token: Option<String>,
@@ -69,9 +75,7 @@ impl ChatTemplate {
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
-        environment
-            .add_template_owned(NAME, source.to_owned())
-            .map_err(template_error)?;
+        let environment = compile(environment, source)?;
         Ok(Self {
             environment,
             source: source.to_owned(),
@@ -212,6 +216,32 @@ impl Formatter for PythonSeparators {
     }
 }
 
+/// Compiles on a thread of its own, whose stack fits whatever the source nests.
+fn compile(
+    mut environment: Environment<'static>,
+    source: &str,
+) -> Result<Environment<'static>, LmError> {
+    if source.len() > LONGEST {
+        return Err(LmError::Template(format!(
+            "it has {} bytes, more than {LONGEST}",
+            source.len()
+        )));
+    }
+    let owned = source.to_owned();
+    let compiler = std::thread::Builder::new()
+        .stack_size((source.len() * STACK_PER_BYTE).max(1 << 20))
+        .spawn(move || {
+            environment
+                .add_template_owned(NAME, owned)
+                .map(|()| environment)
+                .map_err(template_error)
+        })
+        .map_err(|error| LmError::Template(format!("no thread to compile it: {error}")))?;
+    compiler
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -260,6 +290,18 @@ mod tests {
         let hash = |source: &str| ChatTemplate::new(source, None, None).unwrap().hash();
         assert_eq!(hash("a"), hash("a"));
         assert_ne!(hash("a"), hash("b"));
+    }
+
+    #[test]
+    fn long_chains_end() {
+        let chain = |link: &str, times: usize| {
+            render(&format!("{{{{ 1{} }}}}", link.repeat(times)), json!([]))
+        };
+        assert_eq!(chain("|int", 30_000).unwrap(), "1");
+        assert_eq!(chain("+1", 60_000).unwrap(), "60001");
+        assert!(chain(".a", 60_000).is_err() && chain("[0]", 40_000).is_err());
+        let refused = chain("~1", 100_000).unwrap_err();
+        insta::assert_snapshot!(refused, @"chat template: it has 200007 bytes, more than 131072");
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Item {
     pub text: String,
     /// How much work it is beside others.
     pub weight: u64,
+    /// Neighbours of one group stay in one part, as their answers may depend on what they are computed with.
+    pub group: usize,
 }
 
 /// The part of the work that this process is to do.
@@ -84,19 +86,24 @@ impl Part {
     }
 }
 
-/// Cuts items into `count` runs of about equal weight, in their order; fewer where there are not so many items.
+/// Cuts items into `count` runs of about equal weight, in their order; fewer where there are not so many groups.
 pub fn split(items: &[Item], count: usize) -> Vec<&[Item]> {
-    let count = count.clamp(1, items.len().max(1));
-    let total: u64 = items.iter().map(|item| item.weight).sum();
-    let (mut parts, mut rest, mut left) = (Vec::with_capacity(count), items, total);
+    let groups: Vec<&[Item]> = items
+        .chunk_by(|one, next| one.group == next.group)
+        .collect();
+    let weigh = |items: &[Item]| items.iter().map(|item| item.weight).sum::<u64>();
+    let count = count.clamp(1, groups.len().max(1));
+    let (mut parts, mut rest, mut left) = (Vec::with_capacity(count), items, weigh(items));
+    let mut groups = groups.into_iter();
     for part in 0..count {
         let after = count - part - 1;
         let goal = left / (after as u64 + 1);
         let (mut end, mut weight) = (0, 0);
-        // At least one each, and one left for each of those after.
-        while end < rest.len() - after && (end == 0 || after == 0 || weight < goal) {
-            weight += rest[end].weight;
-            end += 1;
+        // At least one group each, and one left for each of those after.
+        while groups.len() > after && (end == 0 || after == 0 || weight < goal) {
+            let group = groups.next().unwrap_or_default();
+            weight += weigh(group);
+            end += group.len();
         }
         let (this, others) = rest.split_at(end);
         parts.push(this);
@@ -110,11 +117,12 @@ mod tests {
     use super::*;
 
     fn items(weights: &[u64]) -> Vec<Item> {
-        let item = |&weight: &u64| Item {
+        let item = |(group, &weight): (usize, &u64)| Item {
             text: weight.to_string(),
             weight,
+            group,
         };
-        weights.iter().map(item).collect()
+        weights.iter().enumerate().map(item).collect()
     }
 
     #[test]
@@ -132,6 +140,21 @@ mod tests {
         assert_eq!(sizes(&[0, 0, 0], 2), [1, 2]);
         assert_eq!(sizes(&[5, 5], 8), [1, 1]);
         assert_eq!(sizes(&[], 3), [0]);
+    }
+
+    #[test]
+    fn groups_stay_together() {
+        let mut items = items(&[1; 21]);
+        for (index, item) in items.iter_mut().enumerate() {
+            item.group = index / 8;
+        }
+        let sizes = |count| -> Vec<usize> {
+            let parts = split(&items, count);
+            assert_eq!(parts.concat(), items);
+            parts.iter().map(|part| part.len()).collect()
+        };
+        assert_eq!(sizes(2), [16, 5]);
+        assert_eq!(sizes(9), [8, 8, 5]);
     }
 
     #[test]

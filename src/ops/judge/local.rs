@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::prompt::{PromptTemplate, Rendered};
-use super::{Done, Job, Params, TRUNCATED};
+use super::{CPU_WINDOW, Done, GPU_WINDOW, Job, Params, TRUNCATED};
 use crate::cache::Verdict;
 use crate::lm::{ChatTemplate, Chooser, LanguageModel, LmError, Message, Question, Tokenizer};
 use crate::ops::loaded::{judge_quant, with_model};
@@ -26,11 +26,10 @@ pub(super) fn judge(
     with_model(context, "model", quant, &params.dtype, |model| {
         let prompter = Prompter::new(params, template, model);
         let chooser = Chooser::new(model, &prompter.shared_prefix(&jobs[0].prompt)?)?;
-        // As many prompts as a few batches take: between them the run can be cancelled and verdicts become durable.
         let window = if model.decoder.placement().is_cpu() {
-            8
+            CPU_WINDOW
         } else {
-            512
+            GPU_WINDOW
         };
         let windows: Vec<&[Job]> = jobs.chunks(window).collect();
         let mut judged = Vec::new();

@@ -37,6 +37,11 @@ struct Params {
     dtype: String,
 }
 
+/// How many prompts a model of ours is given at a time, which are a few batches: between them the run can be cancelled and
+/// verdicts become durable.
+const CPU_WINDOW: usize = 8;
+const GPU_WINDOW: usize = 512;
+
 /// What [`Verdict::detail`] says of a prompt that did not fit and was cut.
 const TRUNCATED: &str = r#"{"truncated":true}"#;
 

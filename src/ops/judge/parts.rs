@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::prompt::PromptTemplate;
-use super::{Job, JudgeFn, Params};
+use super::{CPU_WINDOW, GPU_WINDOW, Job, JudgeFn, Params};
 use crate::cache::Verdict;
 use crate::digest::Digest;
 use crate::ops::{Context, Item, OpError, Outputs, Parts};
@@ -36,9 +36,13 @@ pub(super) fn hand_out(
     let mut left: HashMap<Digest, &Job> = missing.iter().map(|job| (job.key, job)).collect();
     for _ in 0..TRIES {
         let asked = missing.iter().filter(|job| left.contains_key(&job.key));
-        let items: Vec<Item> = asked.map(item).collect::<Result<_, _>>()?;
+        let mut items: Vec<Item> = asked.map(item).collect::<Result<_, _>>()?;
         if items.is_empty() {
             return Ok(());
+        }
+        let together = together(context, items.len());
+        for (index, item) in items.iter_mut().enumerate() {
+            item.group = index / together;
         }
         others.answer(context, &items, &mut |lines| {
             let answers = lines
@@ -63,6 +67,20 @@ pub(super) fn hand_out(
     }
 }
 
+/// How many prompts must stay together. A model of ours computes them in windows, and the last bits of a probability depend
+/// on what else is in one; parts cut between windows answer as the whole does. An endpoint answers each by itself.
+fn together(context: &Context<'_>, prompts: usize) -> usize {
+    let model = context.node.models.get("model");
+    if model.is_some_and(|model| model.url.is_some()) {
+        1
+    } else if prompts >= 2 * GPU_WINDOW {
+        // Whole windows of a CPU too.
+        GPU_WINDOW
+    } else {
+        CPU_WINDOW
+    }
+}
+
 fn item(job: &Job) -> Result<Item, OpError> {
     let question = Question {
         id: job.id.clone(),
@@ -74,6 +92,7 @@ fn item(job: &Job) -> Result<Item, OpError> {
     Ok(Item {
         text,
         weight: prompt as u64,
+        group: 0,
     })
 }
 
