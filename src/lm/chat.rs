@@ -51,6 +51,8 @@ const NAME: &str = "chat_template";
 
 /// Bytes of source; templates of models take up to 20 KB.
 const LONGEST: usize = 128 << 10;
+/// Calls within calls of macros; templates that write out JSON schemas nest some ten.
+const MOST_CALLS: usize = 64;
 /// Bytes of stack per byte of source. The compiler calls itself once for each link of a chain (`a|b|b|b`), which it does not
 /// bound; only memory that is used is taken.
 const STACK_PER_BYTE: usize = 2 << 10;
@@ -72,6 +74,8 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_syntax(syntax.map_err(template_error)?);
         environment.set_unknown_method_callback(unknown_method_callback);
+        // Macros that call themselves: the library's own bound of 500 is more than a thread's stack of 2 MiB bears.
+        environment.set_recursion_limit(MOST_CALLS);
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
@@ -302,6 +306,16 @@ mod tests {
         assert!(chain(".a", 60_000).is_err() && chain("[0]", 40_000).is_err());
         let refused = chain("~1", 100_000).unwrap_err();
         insta::assert_snapshot!(refused, @"chat template: it has 200007 bytes, more than 131072");
+    }
+
+    #[test]
+    fn calls_without_end_end() {
+        let source = "{% macro f(n) %}{{ f(n + 1) | trim }}{% endmacro %}{{ f(1) }}";
+        assert!(
+            render(source, json!([]))
+                .unwrap_err()
+                .contains("recursion limit")
+        );
     }
 
     #[test]
