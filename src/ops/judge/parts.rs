@@ -68,7 +68,7 @@ pub(super) fn hand_out(
 }
 
 /// How many prompts must stay together. A model of ours computes them in windows, and the last bits of a probability depend
-/// on what else is in one; parts cut between windows answer as the whole does. An endpoint answers each by itself.
+/// on what else is in one, so parts are cut between windows. An endpoint answers each by itself.
 fn together(context: &Context<'_>, prompts: usize) -> usize {
     let model = context.node.models.get("model");
     if model.is_some_and(|model| model.url.is_some()) {
