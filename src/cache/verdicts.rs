@@ -92,3 +92,23 @@ pub(super) fn insert(
     }
     Ok(appender.flush()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In the ledger and from other processes they are JSON; the digest of a judge's table is over all their bits.
+    #[test]
+    fn probabilities_keep_their_last_bit_as_json() {
+        for number in 0..10_000_u64 {
+            let bits = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 11;
+            let verdict = Verdict {
+                choice: 1,
+                probability: bits as f64 / (1u64 << 53) as f64,
+                detail: String::new(),
+            };
+            let text = serde_json::to_string(&verdict).unwrap();
+            assert_eq!(serde_json::from_str::<Verdict>(&text).unwrap(), verdict);
+        }
+    }
+}

@@ -12,6 +12,7 @@ mod outcome;
 mod plan;
 mod resolve;
 mod run;
+mod scheduler;
 mod select;
 mod sharing;
 mod slots;
