@@ -8,7 +8,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use super::LmError;
+use super::{LmError, chat_namespace};
 
 /// One turn of a conversation. `role` is `system`, `user` or `assistant`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -53,6 +53,8 @@ const NAME: &str = "chat_template";
 const LONGEST: usize = 128 << 10;
 /// Calls within calls of macros; templates that write out JSON schemas nest some ten.
 const MOST_CALLS: usize = 64;
+/// Steps of the library's machine and units of 64 bytes that a rendering may take: half a second and 640 MB at most, thousands of turns.
+const MOST_WORK: u64 = 10_000_000;
 /// Bytes of stack per byte of source. The compiler calls itself once for each link of a chain (`a|b|b|b`), which it does not
 /// bound; only memory that is used is taken.
 const STACK_PER_BYTE: usize = 2 << 10;
@@ -70,16 +72,19 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
             .lstrip_blocks(true)
-            .build();
+            .build()
+            .map_err(template_error)?;
         let mut environment = Environment::new();
-        environment.set_syntax(syntax.map_err(template_error)?);
+        environment.set_syntax(syntax.clone());
+        environment.set_fuel(Some(MOST_WORK));
         environment.set_unknown_method_callback(unknown_method_callback);
         // Macros that call themselves: the library's own bound of 500 is more than a thread's stack of 2 MiB bears.
         environment.set_recursion_limit(MOST_CALLS);
         environment.add_filter("tojson", to_json);
+        environment.add_filter(chat_namespace::FILTER, chat_namespace::kept);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
-        let environment = compile(environment, source)?;
+        let environment = compile(environment, source, syntax)?;
         Ok(Self {
             environment,
             source: source.to_owned(),
@@ -145,9 +150,12 @@ fn template_error(error: Error) -> LmError {
         .line()
         .map(|line| format!("line {line}: "))
         .unwrap_or_default();
-    let reason = error
-        .detail()
-        .map_or_else(|| error.kind().to_string(), str::to_owned);
+    let reason = match error.kind() {
+        ErrorKind::OutOfFuel => "it works on without end; no prompt needs as much".to_owned(),
+        kind => error
+            .detail()
+            .map_or_else(|| kind.to_string(), str::to_owned),
+    };
     LmError::Template(format!("{place}{reason}"))
 }
 
@@ -224,6 +232,7 @@ impl Formatter for PythonSeparators {
 fn compile(
     mut environment: Environment<'static>,
     source: &str,
+    syntax: SyntaxConfig,
 ) -> Result<Environment<'static>, LmError> {
     if source.len() > LONGEST {
         return Err(LmError::Template(format!(
@@ -235,15 +244,17 @@ fn compile(
     let compiler = std::thread::Builder::new()
         .stack_size((source.len() * STACK_PER_BYTE).max(1 << 20))
         .spawn(move || {
-            environment
-                .add_template_owned(NAME, owned)
-                .map(|()| environment)
-                .map_err(template_error)
+            // First as it is, so that mistakes are told in its own words.
+            environment.add_template_owned(NAME, owned.clone())?;
+            let checked = chat_namespace::checked(&owned, syntax)?;
+            environment.add_template_owned(NAME, checked)?;
+            Ok(environment)
         })
         .map_err(|error| LmError::Template(format!("no thread to compile it: {error}")))?;
     compiler
         .join()
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        .map_err(template_error)
 }
 
 #[cfg(test)]
@@ -316,6 +327,44 @@ mod tests {
                 .unwrap_err()
                 .contains("recursion limit")
         );
+    }
+
+    #[test]
+    fn namespaces_cannot_grow_without_end() {
+        let refused = |body: &str| {
+            let source = format!("{{% set ns = namespace(n=0) %}}{body}{{{{ ns.n }}}}");
+            render(&source, json!([])).unwrap_err()
+        };
+        let itself = refused("\n{% set ns.n = [1, {'a': ns}] %}");
+        insta::assert_snapshot!(itself, @"chat template: line 2: a namespace cannot hold a namespace");
+        let deep = refused("{% for i in range(9999) %}{% set ns.n = (ns.n,) %}{% endfor %}");
+        insta::assert_snapshot!(deep, @"chat template: line 1: a namespace cannot hold values nested more than 64 deep");
+        let wide = refused("{% for i in range(60) %}{% set ns.n = [ns.n, ns.n] %}{% endfor %}");
+        insta::assert_snapshot!(wide, @"chat template: line 1: a namespace cannot hold more than 16 MiB");
+        let long = refused("{% for i in range(60) %}{% set ns.n = ns.n ~ ns.n %}{% endfor %}");
+        insta::assert_snapshot!(long, @"chat template: line 1: a namespace cannot hold more than 16 MiB");
+        for other in [
+            "namespace(a=ns)",
+            "dict(a=ns)",
+            "[ns]|list",
+            "namespace",
+            "{'a': [ns]}.items()",
+            "[[ns]]|first",
+            "ns|items|list",
+        ] {
+            let source = format!(
+                "{{% set ns = namespace() %}}{{% set ns.n = {other} %}}{{% set ns.n = ns.n %}}{{{{ ns }}}}"
+            );
+            let _ = render(&source, json!([]));
+        }
+        let block = "{% set ns = namespace() %}{% set ns.n | zip([ns]) %}a{% endset %}{{ ns }}";
+        let _ = render(block, json!([]));
+    }
+
+    #[test]
+    fn loops_without_end_end() {
+        let source = "{% for i in range(9999) %}{% for j in range(9999) %}{% set x = i %}{% endfor %}{% endfor %}";
+        insta::assert_snapshot!(render(source, json!([])).unwrap_err(), @"chat template: line 1: it works on without end; no prompt needs as much");
     }
 
     #[test]

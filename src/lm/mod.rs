@@ -12,6 +12,7 @@ mod attention;
 mod backward;
 mod bert;
 mod chat;
+mod chat_namespace;
 mod checkpoint;
 mod choose;
 mod choose_batch;
