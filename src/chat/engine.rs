@@ -45,7 +45,7 @@ pub enum Refused {
 pub struct Engine {
     jobs: Option<Sender<Waiting>>,
     thread: Option<JoinHandle<()>>,
-    waiting: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
     pub limits: Limits,
     pub prompts: Arc<Prompts>,
     pub traffic: Arc<Traffic>,
@@ -98,7 +98,7 @@ impl Engine {
             .min(usize::try_from(config.context).unwrap_or(usize::MAX));
         let prompts = Arc::new(Prompts::new(tokenizer, template, system));
         let traffic = Arc::new(Traffic::new().map_err(|error| LmError::Prompt(error.to_string()))?);
-        let waiting = Arc::new(AtomicUsize::new(0));
+        let open = Arc::new(AtomicUsize::new(0));
         let (sender, inbox) = channel();
         let slots = limits.slots.max(1);
         let stop_ids = prompts.tokenizer.stop_ids();
@@ -115,7 +115,7 @@ impl Engine {
             traffic: traffic.clone(),
             slots,
             context: limits.context,
-            count: waiting.clone(),
+            open: open.clone(),
             queue: VecDeque::new(),
             running: HashMap::new(),
             next_id: 0,
@@ -127,7 +127,7 @@ impl Engine {
         Ok(Self {
             jobs: Some(sender),
             thread: Some(thread),
-            waiting,
+            open,
             limits,
             prompts,
             traffic,
@@ -153,10 +153,10 @@ impl Engine {
         if tokens > limit {
             return Err(Refused::TooLong { tokens, limit });
         }
-        // A slot is as good as a place in the queue.
-        let most = self.limits.queue;
+        // Who finds a slot free does not take a place in the queue, though the worker may not have come to it yet.
+        let most = self.limits.slots.max(1).saturating_add(self.limits.queue);
         let taken = self
-            .waiting
+            .open
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
                 (count < most).then_some(count + 1)
             });
@@ -195,8 +195,8 @@ struct Worker {
     slots: usize,
     /// The most tokens of prompt and answer together.
     context: usize,
-    /// Jobs that wait, in the channel or here.
-    count: Arc<AtomicUsize>,
+    /// Jobs that wait, in the channel or here, or run.
+    open: Arc<AtomicUsize>,
     queue: VecDeque<Waiting>,
     running: HashMap<u64, Running>,
     next_id: u64,
@@ -273,7 +273,9 @@ impl Worker {
     fn drop_abandoned(&mut self) {
         let before = self.queue.len();
         self.queue.retain(|waiting| !waiting.job.pieces.is_closed());
-        self.leave_queue(before - self.queue.len());
+        let dropped = before - self.queue.len();
+        self.traffic.waiting.sub(dropped as i64);
+        self.open.fetch_sub(dropped, Ordering::SeqCst);
         let gone: Vec<u64> = self
             .running
             .iter()
@@ -285,24 +287,20 @@ impl Worker {
         }
     }
 
-    fn leave_queue(&self, jobs: usize) {
-        self.count.fetch_sub(jobs, Ordering::SeqCst);
-        self.traffic.waiting.sub(jobs as i64);
-    }
-
     /// Gives free slots to waiting jobs, in their order.
     fn admit(&mut self) -> [Vec<NewStream>; 2] {
         let mut admitted = [Vec::new(), Vec::new()];
         while self.running.len() < self.slots
             && let Some(mut waiting) = self.queue.pop_front()
         {
-            self.leave_queue(1);
+            self.traffic.waiting.sub(1);
             let id = self.next_id;
             self.next_id += 1;
             let index = index(waiting.job.voice);
             if let Some(error) = self.streams[index]
                 .refusal(&waiting.job.prompt, waiting.job.decoding.max_new_tokens)
             {
+                self.open.fetch_sub(1, Ordering::SeqCst);
                 // Nobody may be there to read it.
                 let _ = waiting.job.pieces.send(Piece::Failed(error.to_string()));
                 continue;
@@ -428,6 +426,8 @@ impl Worker {
         let Some(running) = self.running.remove(&id) else {
             return;
         };
+        // Before the last piece: who has the whole answer may ask again at once.
+        self.open.fetch_sub(1, Ordering::SeqCst);
         let voice = running.job.job.voice;
         let left = self.streams[index(voice)].leave(&self.decoder, id);
         self.traffic.ended(voice, how, running.job.since.elapsed());

@@ -218,6 +218,22 @@ fn requests_that_cannot_be_answered_say_why() {
     server.complete(&body);
 }
 
+/// More come at once than may wait, and no more than there are slots and places.
+#[test]
+fn a_burst_finds_the_free_slots() {
+    let project = tuned();
+    let server = Server::start(&project, &["--slots", "8", "--queue", "1"]);
+    let asked = asked("base", "What?", 30);
+    for _ in 0..3 {
+        std::thread::scope(|scope| {
+            for _ in 0..9 {
+                scope.spawn(|| server.complete(&asked));
+            }
+        });
+    }
+    assert_eq!(server.metric("flow_refused_total{status=\"429\"}"), 0.0);
+}
+
 #[test]
 fn a_full_queue_refuses_and_a_client_that_leaves_makes_room() {
     let project = tuned();
