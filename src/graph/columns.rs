@@ -1,10 +1,11 @@
 //! Takes column names through the graph, so that a missing column is found before anything runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::config::{
     ArtifactKind, Columns, Diagnostic, Entry, Kind, Port, Problems, Span, suggest,
 };
+use crate::graph::Node;
 use crate::graph::draft::{Draft, From, Stage, Wire};
 use crate::ops::{Catalog, Problem};
 
@@ -14,6 +15,22 @@ pub(super) struct Flow<'a, 'spec> {
     pub stages: &'a mut [Stage<'spec>],
     pub wires: &'a [Vec<Wire>],
     pub problems: &'a mut Problems,
+    /// What ops said of the columns they will give, by what they were asked.
+    pub answers: HashMap<String, BTreeMap<String, Option<Columns>>>,
+}
+
+/// All that the columns of a node can depend on, its name left out.
+fn question(node: &Node, inputs: &BTreeMap<String, Option<Columns>>) -> String {
+    let files: Vec<_> = node
+        .files
+        .iter()
+        .map(|(name, file)| (name, file.digest))
+        .collect();
+    let (params, paths) = (&node.params, &node.paths);
+    format!(
+        "{} {params:?} {files:?} {paths:?} {:?} {inputs:?}",
+        node.op, node.models
+    )
 }
 
 impl Flow<'_, '_> {
@@ -134,8 +151,17 @@ impl Flow<'_, '_> {
         let Some(op) = self.catalog.get(&self.drafts[draft].node.op) else {
             return;
         };
-        match op.columns(&self.drafts[draft].node, &inputs) {
+        // Variants of a matrix ask the same again and again; an answer may take a database a millisecond.
+        let question = question(&self.drafts[draft].node, &inputs);
+        let answer = match self.answers.get(&question) {
+            Some(known) => Ok(known.clone()),
+            None => op.columns(&self.drafts[draft].node, &inputs),
+        };
+        match answer {
             Ok(columns) => {
+                self.answers
+                    .entry(question)
+                    .or_insert_with(|| columns.clone());
                 for output in &mut self.drafts[draft].node.outputs {
                     if output.kind == ArtifactKind::Table {
                         output.columns = columns.get(&output.name).cloned().flatten();

@@ -1,5 +1,7 @@
 //! From a checked spec to a graph.
 
+use std::collections::HashMap;
+
 use crate::config::{Diagnostic, Diagnostics, PipelineSpec, Span};
 use crate::graph::Graph;
 use crate::graph::assemble::Compiled;
@@ -64,6 +66,7 @@ fn compile_with(
         stages: &mut stages,
         wires: &wires,
         problems: &mut problems,
+        answers: HashMap::new(),
     }
     .run(&order);
     if !problems.is_empty() {
