@@ -9,6 +9,7 @@ use super::diagnostic::{Diagnostic, Diagnostics};
 /// One diagnostic with its text, in the form miette draws.
 #[derive(Debug)]
 struct Report<'a> {
+    message: String,
     diagnostic: &'a Diagnostic,
     source: Option<NamedSource<String>>,
     label: Option<LabeledSpan>,
@@ -16,7 +17,7 @@ struct Report<'a> {
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.diagnostic.message)
+        f.write_str(&self.message)
     }
 }
 
@@ -41,6 +42,9 @@ impl miette::Diagnostic for Report<'_> {
     }
 }
 
+/// Bytes of a line that is drawn; nobody finds a caret in a longer one, and the library cannot pad by more than a `u16`.
+const LONGEST_LINE: usize = 1_000;
+
 impl Diagnostics {
     /// All problems, drawn one below the other. `width` is the terminal's.
     pub fn render(&self, colour: bool, width: usize) -> String {
@@ -55,10 +59,19 @@ impl Diagnostics {
             .with_context_lines(1);
         let mut text = String::new();
         for diagnostic in &self.problems {
+            let mut message = diagnostic.message.clone();
             let (source, label) = match diagnostic.span {
+                Some(span) if self.sources.get(span).longest_line_at(span) > LONGEST_LINE => {
+                    let source = self.sources.get(span);
+                    let (line, column) = source.line_column(span);
+                    message = format!("{}:{line}:{column}: {message}", source.name);
+                    if let Some(label) = &diagnostic.label {
+                        message = format!("{message} ({label})");
+                    }
+                    (None, None)
+                }
                 Some(span) => {
                     let source = self.sources.get(span);
-
                     let range = source.bytes(span);
                     (
                         Some(NamedSource::new(&source.name, source.text.clone())),
@@ -72,6 +85,7 @@ impl Diagnostics {
                 None => (None, None),
             };
             let report = Report {
+                message,
                 diagnostic,
                 source,
                 label,
@@ -82,5 +96,31 @@ impl Diagnostics {
             text.push('\n');
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::{Sources, Span};
+    use super::*;
+
+    #[test]
+    fn what_stands_in_a_line_without_end_is_told_without_drawing_it() {
+        let mut sources = Sources::default();
+        let text = format!("stages:\n  a: {{ {}uses: x }}\n", " ".repeat(70_000));
+        let source = sources.add("p.yaml", text);
+        let span = Span {
+            source,
+            start: 70_015,
+            end: 70_019,
+        };
+        let problem = Diagnostic::new(span, "unknown stage")
+            .label("here")
+            .help("name one");
+        let text = Diagnostics::new(sources, vec![problem]).render(false, 80);
+        insta::assert_snapshot!(text, @"
+        × p.yaml:2:70008: unknown stage (here)
+        help: name one
+        ");
     }
 }

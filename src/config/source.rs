@@ -58,6 +58,20 @@ impl Source {
         start..start + line.len()
     }
 
+    /// Bytes of the longest among the line in which a span begins and the two beside it.
+    pub fn longest_line_at(&self, span: Span) -> usize {
+        let start = self.bytes(span).start;
+        let before = self.text[..start].rsplit('\n').take(2).map(str::len);
+        let after = self.text[start..].split('\n').take(2).map(str::len);
+        // The first of each are the two halves of the same line.
+        let (before, after): (Vec<_>, Vec<_>) = (before.collect(), after.collect());
+        let own = before[0] + after[0];
+        before[1..]
+            .iter()
+            .chain(&after[1..])
+            .fold(own, |most, &length| most.max(length))
+    }
+
     /// Line and column of a span's beginning, both from 1.
     pub fn line_column(&self, span: Span) -> (usize, usize) {
         let before = &self.text[..self.bytes(span).start];
