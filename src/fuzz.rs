@@ -105,6 +105,7 @@ pub fn survives(seeds: &[Vec<u8>], read: impl Fn(&[u8]) + Sync) {
     for seed in seeds {
         read(seed);
     }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicU64::new(0);
     let work = || {
         loop {
@@ -125,7 +126,7 @@ pub fn survives(seeds: &[Vec<u8>], read: impl Fn(&[u8]) + Sync) {
         }
     };
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..2).map(|_| scope.spawn(work)).collect();
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         work();
         for other in others {
             other.join().expect("told above");
