@@ -92,7 +92,9 @@ pub(super) fn execute(
     let outputs = match (executor, task.op, task.run) {
         (Some(executor), Some(op), run) if task.elsewhere => {
             let manifest = &task.manifest;
-            executor.run(&Call { op, manifest, run }, &mut context)
+            caught("the executor", || {
+                executor.run(&Call { op, manifest, run }, &mut context)
+            })
         }
         (executor, op, run) => {
             if let (Some(executor), Some(op)) = (executor, op) {
@@ -128,7 +130,15 @@ pub(crate) fn run_here(context: &mut Context<'_>, run: Option<RunFn>) -> Result<
             "run it with `flow-lm`",
         )
     })?;
-    catch_unwind(AssertUnwindSafe(|| run(context))).unwrap_or_else(|panic| Err(panicked(&*panic)))
+    caught("the op", || run(context))
+}
+
+/// A panic of `who` is an error like any other: it fails the node, and the run goes on.
+pub(super) fn caught<T, E: From<OpError>>(
+    who: &str,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(who, &*panic).into()))
 }
 
 /// Brings the inputs here; gives the ports of those that cannot be had.
@@ -173,13 +183,13 @@ fn fetch(
     Ok(lost)
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send)) -> OpError {
+fn panicked(who: &str, panic: &(dyn std::any::Any + Send)) -> OpError {
     let text = panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     OpError::with_help(
-        format!("the op panicked: {}", text.unwrap_or("no message")),
+        format!("{who} panicked: {}", text.unwrap_or("no message")),
         "this is a mistake in flow itself; please report it",
     )
 }

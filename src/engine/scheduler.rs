@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::execute::{Stopped, Task, execute};
+use super::execute::{Stopped, Task, caught, execute};
 use super::outcome::{Failure, NodeOutcome};
 use super::plan::{NodeState, Plan, Reason, input_artifacts, reasons};
 use super::sharing::{Sharing, tell_warnings};
@@ -524,7 +524,10 @@ fn work(
             return;
         };
         let start = Instant::now();
-        let result = execute(task, cache, options, sink, sharing);
+        // Whoever waits for this node would wait forever if this thread ended.
+        let result = caught("the engine", || {
+            execute(task, cache, options, sink, sharing)
+        });
         if done
             .send((position, taken, result, start.elapsed().as_secs_f64()))
             .is_err()

@@ -1,7 +1,7 @@
 //! Whole runs of `command` pipelines in this process.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use super::*;
@@ -10,6 +10,9 @@ use crate::config::{ModelSpec, Request, load};
 use crate::digest::Digest;
 use crate::graph::{Graph, PathInput, compile};
 use crate::ops::Catalog;
+
+mod executor;
+mod scripts;
 
 struct Project {
     folder: tempfile::TempDir,
@@ -112,24 +115,22 @@ impl Project {
             .collect()
     }
 
-    fn run_with(
-        &self,
-        selection: &Selection,
-        cancel: &CancelToken,
-        jobs: u32,
-    ) -> Result<Ran, EngineError> {
-        let (graph, cache, heard) = (self.graph(), self.cache(), Heard::default());
-        let plan = plan(&graph, &cache, selection, &NoModels, &heard)?;
-        let options = RunOptions {
+    fn options(&self) -> RunOptions {
+        RunOptions {
             id: "test".to_owned(),
-            jobs,
+            jobs: 2,
             gpus: Vec::new(),
             offline: true,
             home: self.path("home"),
-            cancel: cancel.clone(),
+            cancel: CancelToken::default(),
             executor: None,
-        };
-        let outcome = run(&graph, &Catalog::light(), &cache, &plan, &options, &heard);
+        }
+    }
+
+    fn run_with(&self, selection: &Selection, options: &RunOptions) -> Result<Ran, EngineError> {
+        let (graph, cache, heard) = (self.graph(), self.cache(), Heard::default());
+        let plan = plan(&graph, &cache, selection, &NoModels, &heard)?;
+        let outcome = run(&graph, &Catalog::light(), &cache, &plan, options, &heard);
         Ok(Ran {
             outcome,
             events: heard.0.into_inner().unwrap(),
@@ -137,12 +138,12 @@ impl Project {
     }
 
     fn run(&self) -> Ran {
-        self.run_with(&Selection::default(), &CancelToken::default(), 2)
+        self.run_with(&Selection::default(), &self.options())
             .unwrap()
     }
 
     fn run_selected(&self, selection: Selection) -> Result<Ran, EngineError> {
-        self.run_with(&selection, &CancelToken::default(), 2)
+        self.run_with(&selection, &self.options())
     }
 }
 
@@ -420,13 +421,13 @@ fn an_interrupt_stops_at_once_and_the_next_run_goes_on() {
     let begun = project.path("begun");
     let text = text.replace("BEGUN", begun.to_str().unwrap());
     project.write("pipeline.yaml", &text.replace("GO", go.to_str().unwrap()));
-    let cancel = CancelToken::default();
+    let options = project.options();
     let ran = std::thread::scope(|scope| {
-        let run = scope.spawn(|| project.run_with(&Selection::default(), &cancel, 2).unwrap());
+        let run = scope.spawn(|| project.run_with(&Selection::default(), &options).unwrap());
         while !begun.exists() {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        cancel.cancel();
+        options.cancel.cancel();
         run.join().unwrap()
     });
     assert_eq!(ran.outcome.state, RunState::Interrupted);
@@ -437,71 +438,6 @@ fn an_interrupt_stops_at_once_and_the_next_run_goes_on() {
     assert!(ran.outcome.seconds < 30.0);
     project.write("go", "");
     assert_eq!(project.run().ran(), ["b", "c"]);
-}
-
-#[test]
-fn a_slow_script_is_ended_in_time() {
-    let project =
-        Project::new("stages:\n  a: { uses: command, with: { run: 'sleep 60', timeout: 0.2 } }\n");
-    let ran = project.run();
-    assert_eq!(ran.headline(), "the script did not end in time");
-    assert!(ran.outcome.seconds < 30.0);
-}
-
-#[test]
-fn scripts_see_only_what_is_declared() {
-    let project = Project::new(
-        "stages:\n  a: { uses: command, with: { run: 'env | cut -d= -f1 | sort > $OUT/names; pwd; echo $GREETING > $OUT/greeting', env: { GREETING: hello } } }\n",
-    );
-    let ran = project.run();
-    assert_eq!(ran.outcome.state, RunState::Finished, "{}", ran.headline());
-    let folder = project
-        .path("cache/objects")
-        .join(ran.digests()["a"].to_string());
-    assert_eq!(
-        std::fs::read_to_string(folder.join("greeting")).unwrap(),
-        "hello\n"
-    );
-    let names = std::fs::read_to_string(folder.join("names")).unwrap();
-    let allowed = [
-        "FILES",
-        "GREETING",
-        "HOME",
-        "LANG",
-        "LD_LIBRARY_PATH",
-        "OUT",
-        "PATH",
-        "PWD",
-        "TMPDIR",
-        "OLDPWD",
-        "SHLVL",
-        "_",
-    ];
-    assert!(names.lines().all(|name| allowed.contains(&name)), "{names}");
-}
-
-#[test]
-fn a_script_that_leaves_a_writer_behind_gives_what_was_there_at_its_end() {
-    let project = Project::new(
-        "stages:\n  a: { uses: command, with: { run: 'echo now > $OUT/x; (sleep 0.5; echo late > $OUT/late) &' } }\n",
-    );
-    let ran = project.run();
-    assert_eq!(ran.outcome.state, RunState::Finished, "{}", ran.headline());
-    std::thread::sleep(std::time::Duration::from_millis(700));
-    let files = names(
-        &project
-            .path("cache/objects")
-            .join(ran.digests()["a"].to_string()),
-    );
-    assert_eq!(files, ["x"]);
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    folder
-        .read_dir()
-        .unwrap()
-        .map(|item| item.unwrap().file_name().into_string().unwrap())
-        .collect()
 }
 
 #[test]
