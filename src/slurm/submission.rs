@@ -64,9 +64,9 @@ impl Submission {
         self.jobs.iter().map(|job| job.id.to_string()).collect()
     }
 
+    /// No other `sbatch` has a job of this name.
     fn job_name(&self, job: &Job) -> String {
-        // Names end up in columns and file names.
-        let node: String = job.node.name.chars().take(40).collect();
+        let node = in_name(&job.node.name);
         format!("flow-{}-{}-{node}", job.fingerprint.0.short(), self.asked)
     }
 
@@ -176,6 +176,16 @@ impl Submission {
             }
         }
     }
+}
+
+/// A node's name as part of a job's: names end up in columns, and `squeue` takes lists of them. A variant's name has its values
+/// in it, with commas between.
+fn in_name(node: &str) -> String {
+    let plain = |letter: char| match letter {
+        letter if letter.is_alphanumeric() || ".-_@=".contains(letter) => letter,
+        _ => '_',
+    };
+    node.chars().take(40).map(plain).collect()
 }
 
 /// What the jobs of one call need beside their folder.
@@ -320,6 +330,12 @@ mod tests {
             ..Submission::default()
         };
         assert_eq!(single.id(0).as_deref(), Some("7"));
+    }
+
+    #[test]
+    fn names_of_jobs_are_plain() {
+        assert_eq!(in_name("train.fit@r=8,lr=1e-4"), "train.fit@r=8_lr=1e-4");
+        assert_eq!(in_name("clean@ask=a|b c%j"), "clean@ask=a_b_c_j");
     }
 
     #[test]
