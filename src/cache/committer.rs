@@ -177,6 +177,7 @@ impl Worker {
                         // A leftover is found and dropped at the next start.
                         let _ = remove(&self.layout.partial(entry.fingerprint));
                         let _ = remove(&self.layout.job(entry.fingerprint));
+                        let _ = remove(&self.layout.failed_job(entry.fingerprint));
                     }
                 }
                 Ok(())

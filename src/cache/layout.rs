@@ -11,6 +11,7 @@
 //! ├── objects/<digest>/ files outputs
 //! ├── partial/<fp>/     scratch of unfinished nodes; survives a crash
 //! ├── jobs/<fp>/        what processes elsewhere work at for nodes of a run
+//! ├── jobs/<fp>.failed/ what they printed when they last failed; until the node has a result
 //! ├── tmp/              emptied at every start
 //! └── run.lock          who runs
 //! ```
@@ -28,6 +29,9 @@ pub(super) const LAYOUT: u32 = 1;
 
 /// Extension of the log beside the database.
 pub(super) const WRITE_AHEAD_LOG: &str = "duckdb.wal";
+
+/// Extension of a job's folder that was put aside because the job failed.
+pub(crate) const FAILED_JOB: &str = "failed";
 
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
@@ -92,6 +96,10 @@ impl Layout {
 
     pub(super) fn job(&self, fingerprint: Fingerprint) -> PathBuf {
         self.root.join("jobs").join(fingerprint.to_string())
+    }
+
+    pub(super) fn failed_job(&self, fingerprint: Fingerprint) -> PathBuf {
+        self.job(fingerprint).with_extension(FAILED_JOB)
     }
 
     pub(super) fn tmp(&self) -> PathBuf {

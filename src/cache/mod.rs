@@ -34,6 +34,7 @@ pub use catalog::named_views;
 pub use error::CacheError;
 pub use external::{ExternalError, StatIndex};
 pub use index::Entry;
+pub(crate) use layout::FAILED_JOB;
 pub use ledger::Recovered;
 pub use lock::{Holder, RunLock};
 pub use maintenance::{Collected, Damage, Size, Verified};

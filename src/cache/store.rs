@@ -10,7 +10,7 @@ use fs_err as fs;
 use super::committer::{self, Change, Committer, now};
 use super::database::{Database, LITTLE_PATIENCE, PATIENCE};
 use super::index::{Entry, Index};
-use super::layout::{Layout, WRITE_AHEAD_LOG, remove};
+use super::layout::{FAILED_JOB, Layout, WRITE_AHEAD_LOG, remove};
 use super::ledger::{self, Contents, Recovered};
 use super::objects::{Integrity, check};
 use super::snapshot::{Identity, Snapshot};
@@ -448,15 +448,20 @@ impl Cache {
     /// Removes scratch folders of nodes that were committed just before a crash.
     fn drop_finished_scratch(&self) -> Result<(), CacheError> {
         for folder in unfinished(&self.layout)? {
-            let fingerprint = folder
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
+            let path = folder.path();
+            let is_failed = path.extension().is_some_and(|last| last == FAILED_JOB);
+            let name = if is_failed {
+                path.file_stem()
+            } else {
+                path.file_name()
+            };
+            let fingerprint = name
+                .and_then(|name| name.to_str()?.parse().ok())
                 .map(Fingerprint);
             let entry = fingerprint.map(|fingerprint| self.entry(fingerprint));
             // A result that is known and not here may be on its way to be made.
             if entry.is_none_or(|entry| entry.is_some_and(|entry| self.is_here(&entry))) {
-                remove(&folder.path())?;
+                remove(&path)?;
             }
         }
         Ok(())

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::job::Given;
 use crate::atomic;
+use crate::cache::FAILED_JOB;
 
 #[derive(Debug, Clone)]
 pub struct JobFolder {
@@ -90,13 +91,21 @@ impl JobFolder {
         }
     }
 
-    /// Puts the folder where people find it until the next run, and no run does.
+    /// Puts the folder where no run finds it, without all that is large: people find there what the job printed, until the
+    /// node has a result or `flow cache gc` clears it away.
     pub(super) fn set_aside(&self) -> std::io::Result<()> {
-        let mut name = self.root.file_name().unwrap_or_default().to_owned();
-        name.push(".failed");
-        let aside = self.root.with_file_name(name);
-        remove(&aside)?;
-        fs::rename(&self.root, &aside)
+        let aside = self.aside();
+        remove(&aside.root)?;
+        fs::rename(&self.root, &aside.root)?;
+        // Tries that are still at work end when they no longer find their folder.
+        ["inputs", "parts", "tasks"]
+            .iter()
+            .try_for_each(|name| remove(&aside.root.join(name)))
+    }
+
+    /// Where the folder is once the job has failed.
+    pub(super) fn aside(&self) -> Self {
+        Self::new(self.root.with_extension(FAILED_JOB))
     }
 
     /// Removes everything; what is half removed is no job any more.

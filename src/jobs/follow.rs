@@ -11,6 +11,8 @@ use crate::ops::{Context, OpError};
 /// Between two looks at the files of a job: the first, and the longest while nothing happens.
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(1);
+/// For each task of a job at least: a look opens seven files, which a shared folder bears only so often.
+const SPACING: Duration = Duration::from_millis(5);
 /// How long files may take to appear here after their writer has ended elsewhere.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long interrupted tasks may take to save their progress.
@@ -83,7 +85,8 @@ pub fn follow(
         waits: None,
     };
     let mut tasks: Vec<Watched> = (0..prepared.job.tasks).map(|_| new()).collect();
-    let (mut pause, mut stopping) = (FIRST, None::<Instant>);
+    let shortest = FIRST.max(SPACING * prepared.job.tasks);
+    let (mut pause, mut stopping) = (shortest, None::<Instant>);
     loop {
         let mut news = false;
         for (number, task) in tasks.iter_mut().enumerate() {
@@ -135,9 +138,9 @@ pub fn follow(
             }
         }
         pause = if news {
-            FIRST
+            shortest
         } else {
-            pause.mul_f64(1.3).min(LONGEST)
+            pause.mul_f64(1.3).min(LONGEST.max(shortest))
         };
         sleep(pause, context, stopping.is_some());
     }
@@ -213,7 +216,11 @@ fn look(
         .iter()
         .map(|line| format!("\n  {line}"))
         .collect();
-    Err(OpError::with_help(format!("{what}{printed}"), help))
+    let logs = folder.aside().logs();
+    Err(OpError::with_help(
+        format!("{what}{printed}"),
+        format!("{help}; what it printed is kept in `{}`", logs.display()),
+    ))
 }
 
 /// Re-tells what tasks have said since the last time, and takes what they have answered; whether there was anything.

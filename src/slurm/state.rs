@@ -42,7 +42,7 @@ pub(super) fn standing(state: &str, reason: &str, name: &str) -> Standing {
         },
         "FAILED" => ended(
             "ended without a result",
-            "what it printed is in the folder `log` of the job",
+            "check that `flow` and its libraries are there on the job's machine",
         ),
         "COMPLETED" => ended(
             "ended without a result that is seen here",
@@ -52,6 +52,13 @@ pub(super) fn standing(state: &str, reason: &str, name: &str) -> Standing {
         // RUNNING, COMPLETING, CONFIGURING, REQUEUED, SUSPENDED, SIGNALING, STAGE_OUT …: it goes on.
         _ => Standing::Alive { waiting: None },
     }
+}
+
+/// What is said of a job that Slurm has in `state`, though its files have not changed for long.
+pub(super) fn silent(state: &str, id: &str) -> String {
+    format!(
+        "is {state}, says Slurm, but shows no sign of life; if that stays so, `scancel {id}` and run again to go on from its last progress"
+    )
 }
 
 /// What to do about a reason for waiting that does not go away by waiting.
@@ -91,7 +98,9 @@ fn hopeless(reason: &str) -> Option<&'static str> {
 pub(super) fn refused(answer: &str) -> &'static str {
     let answer = answer.to_lowercase();
     let has = |word: &str| answer.contains(word);
-    if has("partition") {
+    if has("array") {
+        "ask for fewer `shards`; `scontrol show config | grep MaxArraySize` shows how many tasks an array may have"
+    } else if has("partition") {
         "check `partition` of the stage's `resources:` and of `executor.slurm`; `sinfo` lists those there are"
     } else if has("account") || has("qos") || has("association") {
         "check `account` and `qos` under `executor.slurm`; `sacctmgr show associations user=$USER` lists yours"
@@ -205,6 +214,10 @@ mod tests {
             (
                 "Batch job submission failed: Invalid generic resource (gres) specification",
                 "`gpus`",
+            ),
+            (
+                "Batch job submission failed: Invalid job array specification",
+                "`shards`",
             ),
             ("unrecognized option '--constrain=x'", "`options`"),
             ("something new", "`executor.slurm`"),

@@ -1,6 +1,6 @@
 //! The tasks of one folder as Slurm has them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::executor::Shared;
 use super::queue::Listed;
@@ -11,6 +11,8 @@ use crate::ops::OpError;
 
 /// Lines shown of what a job printed.
 const TAIL: usize = 20;
+/// How long a running job may show no sign of life before that is told.
+const SILENCE: Duration = Duration::from_secs(60);
 
 pub(super) struct Tasks<'a> {
     shared: &'a Shared,
@@ -20,6 +22,8 @@ pub(super) struct Tasks<'a> {
     since: Instant,
     /// What the files of each task last said of its being alive, and when that was new.
     pulses: Vec<Option<(String, Instant)>>,
+    /// Since when Slurm says that a task is at work, and its files say nothing.
+    silent: Vec<Option<Instant>>,
 }
 
 impl<'a> Tasks<'a> {
@@ -38,6 +42,7 @@ impl<'a> Tasks<'a> {
             submission: Submission::read(folder)?,
             since: Instant::now(),
             pulses: vec![None; job.tasks as usize],
+            silent: vec![None; job.tasks as usize],
         };
         if *found {
             tasks.submission.settle(folder, job)?;
@@ -110,11 +115,24 @@ impl<'a> Tasks<'a> {
 impl Running for Tasks<'_> {
     fn standing(&mut self, task: u32) -> Result<Standing, OpError> {
         if self.has_pulse(task)? {
+            self.silent[task as usize] = None;
             return Ok(Standing::Alive { waiting: None });
         }
         let (id, name) = (self.id(task), self.name(task));
         Ok(match self.shared.queue.listed(&id, self.since) {
-            Listed::As(row) => state::standing(&row.state, &row.reason, &name),
+            Listed::As(row) => match state::standing(&row.state, &row.reason, &name) {
+                // It may not have begun yet, its machine may stand still, or Slurm may be wrong about it.
+                Standing::Alive { waiting: None } => {
+                    let since = self.silent[task as usize].get_or_insert_with(Instant::now);
+                    let waiting =
+                        (since.elapsed() > SILENCE).then(|| state::silent(&row.state, &id));
+                    Standing::Alive { waiting }
+                }
+                standing => {
+                    self.silent[task as usize] = None;
+                    standing
+                }
+            },
             Listed::Not => match super::executor::accounted(&id) {
                 Some(state) => match state::standing(&state, "", &name) {
                     // Accounting lags behind, and an end that it knows of is not always one that is seen.
@@ -168,6 +186,10 @@ impl Running for Tasks<'_> {
 
 impl Drop for Tasks<'_> {
     fn drop(&mut self) {
+        // Nobody will follow them.
+        if std::thread::panicking() {
+            self.kill();
+        }
         self.shared.forget(&self.submission);
     }
 }
