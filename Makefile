@@ -10,6 +10,7 @@
 #   make check-tracking  the W&B protocol against programs by others, where PyPI can be reached
 #   make check-medquad   a real run tracked, killed, resumed, compared, served and looked at; minutes
 #   make check-slurm     the same run as jobs of a Slurm cluster on loopback, where Slurm is installed; minutes
+#                        (ARGS="--training": less of it; ARGS="--jobs 200": so many scripts, and what a job costs)
 #   make check-exports   exports and server against transformers, PEFT, gguf and the openai client, where PyPI can be reached
 #   make check-remote    the shared cache against a real S3 server on this machine, where PyPI can be reached
 #   make build    set up, build in release, print the binary's path as the last line
