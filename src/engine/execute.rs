@@ -97,10 +97,11 @@ pub(super) fn execute(
             })
         }
         (executor, op, run) => {
-            if let (Some(executor), Some(op)) = (executor, op) {
-                executor.prepare(op, &mut context)?;
-            }
-            run_here(&mut context, run)
+            let done = match (executor, op) {
+                (Some(executor), Some(op)) => executor.prepare(op, &mut context)?,
+                _ => None,
+            };
+            done.map_or_else(|| run_here(&mut context, run), Ok)
         }
     }?;
     check_outputs(node, &outputs)?;

@@ -16,11 +16,11 @@ pub trait Executor: std::fmt::Debug + Send + Sync {
     /// cancelled, and has all outputs in the context's cache when it returns.
     fn run(&self, call: &Call<'_>, context: &mut Context<'_>) -> Result<Outputs, OpError>;
 
-    /// Asked before a node runs in this process: fails where another process may be working on the same, and may name
-    /// others who do the work in parts.
-    fn prepare(&self, op: &dyn Op, context: &mut Context<'_>) -> Result<(), OpError> {
+    /// Asked before a node runs in this process, which has slots for it: fails where another process may be working on the
+    /// same, and may name others who do the work in parts, or have one do it all and give what it gave.
+    fn prepare(&self, op: &dyn Op, context: &mut Context<'_>) -> Result<Option<Outputs>, OpError> {
         let _ = (op, context);
-        Ok(())
+        Ok(None)
     }
 }
 

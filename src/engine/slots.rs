@@ -39,7 +39,12 @@ impl Slots {
 
     /// Takes what a node needs, at most all there is, if it is free now.
     pub(super) fn take(&mut self, need: Resources) -> Option<Taken> {
-        let (cpus, gpus) = (need.cpu.clamp(1, self.cpus), need.gpu.min(self.gpus));
+        let gpus = need.gpu.min(self.gpus);
+        let cpus = match need.cpu {
+            // The other GPUs' nodes need cores too.
+            u32::MAX if gpus > 0 => (self.cpus * gpus / self.gpus).max(1),
+            cpus => cpus.clamp(1, self.cpus),
+        };
         if cpus > self.free_cpus || gpus as usize > self.free_gpus.len() {
             return None;
         }
@@ -102,6 +107,22 @@ mod tests {
                 })
                 .is_some()
         );
+    }
+
+    #[test]
+    fn nodes_on_different_gpus_share_the_cores() {
+        let all = |gpu| Resources { cpu: u32::MAX, gpu };
+        let mut slots = Slots::new(8, &[0, 1], 0);
+        let (one, two) = (slots.take(all(1)).unwrap(), slots.take(all(1)).unwrap());
+        assert_eq!(
+            (one.gpus.as_slice(), two.gpus.as_slice()),
+            (&[0][..], &[1][..])
+        );
+        assert_eq!(slots.take(all(1)), None);
+        slots.give_back(one);
+        assert_eq!(slots.take(all(2)), None);
+        slots.give_back(two);
+        assert_eq!(slots.take(all(2)).unwrap().cpus, 8);
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub struct Output {
 /// What a node occupies while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
-    /// CPU slots; `u32::MAX` means all of them.
+    /// CPU slots; `u32::MAX` means all of them, for a node with a GPU its GPUs' share of them.
     pub cpu: u32,
     /// GPU slots; taken only where there is a GPU.
     pub gpu: u32,

@@ -1,4 +1,4 @@
-//! Parts of a node's work in processes on this machine, one for each of its GPUs.
+//! Nodes, or parts of their work, in processes on this machine, one for each of its GPUs.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -7,19 +7,34 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::follow::{Running, Standing, follow};
-use super::job::{Prepared, prepare_parts};
-use crate::ops::{Context, Item, OpError, Parts};
+use super::job::{Prepared, prepare_node, prepare_parts, take_outputs};
+use crate::ops::{Context, Item, OpError, Outputs, Parts};
 
 /// Lines shown of what a process printed.
 const TAIL: usize = 20;
 
-/// Does items of work in as many processes as there are devices.
+/// Does a node on the first device, or items of its work in as many processes as there are devices.
 #[derive(Debug, Clone)]
 pub struct PerDevice {
     /// The worker's program.
     pub program: PathBuf,
     /// What `CUDA_VISIBLE_DEVICES` is to be in each process.
     pub devices: Vec<String>,
+}
+
+impl PerDevice {
+    /// Has a process do the whole call, as the op's own function would do it here.
+    pub fn run(&self, context: &Context<'_>) -> Result<Outputs, OpError> {
+        let prepared = prepare_node(context)?;
+        let done = Processes::start(self, &prepared)
+            .and_then(|mut processes| follow(&prepared, &mut processes, context, &mut |_| Ok(())))
+            .and_then(|mut reports| {
+                let report = reports.pop().expect("the call of a node is one task");
+                take_outputs(&prepared.folder, report, context)
+            });
+        prepared.conclude(&done)?;
+        done
+    }
 }
 
 impl Parts for PerDevice {

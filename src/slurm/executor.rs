@@ -160,9 +160,10 @@ impl Executor for Slurm {
         )
     }
 
-    fn prepare(&self, _: &dyn Op, context: &mut Context<'_>) -> Result<(), OpError> {
+    fn prepare(&self, _: &dyn Op, context: &mut Context<'_>) -> Result<Option<Outputs>, OpError> {
         let folder = JobFolder::new(context.cache().job_path(context.fingerprint));
-        super::here::keep_away(&folder, false)
+        super::here::keep_away(&folder, false)?;
+        Ok(None)
     }
 }
 

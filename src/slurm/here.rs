@@ -9,8 +9,8 @@ use crate::graph::Node;
 use crate::jobs::{JobFolder, PerDevice};
 use crate::ops::{Context, Op, OpError, Outputs};
 
-/// Runs everything in this process, but for work in parts where there are several GPUs; keeps away from what a job of an
-/// earlier run may be working at.
+/// Runs everything in this process, but for what other GPUs than the first one do, which are processes of their own; keeps
+/// away from what a job of an earlier run may be working at.
 #[derive(Debug)]
 pub struct Here {
     /// The folder with `flow` and `flow-lm`.
@@ -35,22 +35,27 @@ impl Executor for Here {
         )))
     }
 
-    fn prepare(&self, op: &dyn Op, context: &mut Context<'_>) -> Result<(), OpError> {
-        let in_parts = context.gpus.len() > 1
-            && op.parts(context.node) > 1
-            && op.needs_language_model(context.node);
+    fn prepare(&self, op: &dyn Op, context: &mut Context<'_>) -> Result<Option<Outputs>, OpError> {
+        let model = op.needs_language_model(context.node);
+        let in_parts = model && context.gpus.len() > 1 && op.parts(context.node) > 1;
+        // This process works on the first GPU, where models stay loaded from node to node.
+        let beside = model && !in_parts && context.gpus.first().is_some_and(|&gpu| gpu > 0);
         keep_away(
             &JobFolder::new(context.cache().job_path(context.fingerprint)),
-            in_parts,
+            in_parts || beside,
         )?;
+        let processes = |count: usize| PerDevice {
+            program: self.programs.join("flow-lm"),
+            devices: devices(&context.gpus[..count], self.visible.as_deref()),
+        };
+        if beside {
+            return processes(1).run(context).map(Some);
+        }
         if in_parts {
             let count = context.gpus.len().min(op.parts(context.node) as usize);
-            context.parts = Some(std::sync::Arc::new(PerDevice {
-                program: self.programs.join("flow-lm"),
-                devices: devices(&context.gpus[..count], self.visible.as_deref()),
-            }));
+            context.parts = Some(std::sync::Arc::new(processes(count)));
         }
-        Ok(())
+        Ok(None)
     }
 }
 

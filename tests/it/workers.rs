@@ -6,12 +6,12 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use flow::cache::{Cache, Holder, RunLock};
+use flow::cache::{Artifact, Cache, Holder, RunLock};
 use flow::config::{ModelSpec, Request, load};
 use flow::digest::Digest;
 use flow::engine::{
-    self, Call, CancelToken, Event, Executor, Resolve, ResolveError, RunOptions, RunState,
-    Selection, Sink,
+    self, Call, CancelToken, Event, Executor, Resolve, ResolveError, RunOptions, RunOutcome,
+    RunState, Selection, Sink,
 };
 use flow::graph::{Node, PathInput, compile};
 use flow::jobs::PerDevice;
@@ -26,7 +26,7 @@ stages:
   judged: { uses: judge, inputs: { rows: rows }, with: { model: wise, prompt: prompt.md, choices: "[0, 1]", shards: 4 } }
 "#;
 
-/// Shares work in parts between two devices, as `flow` does with two GPUs and a model.
+/// Shares work in parts between two devices and gives nodes called `beside…` to the second, as `flow` does with two GPUs and models.
 #[derive(Debug)]
 struct TwoDevices;
 
@@ -43,14 +43,18 @@ impl Executor for TwoDevices {
         unreachable!("it takes none")
     }
 
-    fn prepare(&self, op: &dyn Op, context: &mut Context<'_>) -> Result<(), OpError> {
+    fn prepare(&self, op: &dyn Op, context: &mut Context<'_>) -> Result<Option<Outputs>, OpError> {
+        let processes = |devices: &[&str]| PerDevice {
+            program: env!("CARGO_BIN_EXE_flow").into(),
+            devices: devices.iter().map(ToString::to_string).collect(),
+        };
         if op.parts(context.node) > 1 {
-            context.parts = Some(Arc::new(PerDevice {
-                program: env!("CARGO_BIN_EXE_flow").into(),
-                devices: vec!["0".to_owned(), "1".to_owned()],
-            }));
+            context.parts = Some(Arc::new(processes(&["0", "1"])));
         }
-        Ok(())
+        if context.node.name.starts_with("beside") {
+            return processes(&["1"]).run(context).map(Some);
+        }
+        Ok(None)
     }
 }
 
@@ -72,8 +76,8 @@ impl Sink for Quiet {
     fn event(&self, _: &Event) {}
 }
 
-/// The digest of what `judged` gives in this process, with and without helpers.
-fn judged(project: &Project, executor: Option<Arc<dyn Executor>>, address: &str) -> Digest {
+/// A whole run in this process, with and without helpers.
+fn run(project: &Project, executor: Option<Arc<dyn Executor>>, address: &str) -> RunOutcome {
     let request = Request {
         path: project.path("pipelines/p.yaml"),
         ..Request::default()
@@ -94,10 +98,20 @@ fn judged(project: &Project, executor: Option<Arc<dyn Executor>>, address: &str)
         cancel: CancelToken::default(),
         executor,
     };
-    let outcome = engine::run(&graph, &catalog, &cache, &plan, &options, &Quiet);
+    engine::run(&graph, &catalog, &cache, &plan, &options, &Quiet)
+}
+
+/// Digests of all outputs of a run that went well.
+#[track_caller]
+fn digests(outcome: &RunOutcome) -> BTreeMap<String, Digest> {
     assert_eq!(outcome.state, RunState::Finished, "{:?}", outcome.headline);
-    let node = outcome.nodes.iter().find(|node| node.name == "judged");
-    node.unwrap().outputs["rows"].digest
+    let outputs = outcome.nodes.iter().flat_map(|node| {
+        let named = |(output, artifact): (&String, &Artifact)| {
+            (format!("{}.{output}", node.name), artifact.digest)
+        };
+        node.outputs.iter().map(named)
+    });
+    outputs.collect()
 }
 
 #[test]
@@ -114,10 +128,10 @@ fn processes_for_each_device_give_what_one_gives() {
             "{% block user %}{{ question }}.{% endblock %}\n",
         )
     };
-    let alone = judged(&new(), None, &address);
+    let alone = run(&new(), None, &address);
     let project = new();
-    let together = judged(&project, Some(Arc::new(TwoDevices)), &address);
-    assert_eq!(together, alone);
+    let together = run(&project, Some(Arc::new(TwoDevices)), &address);
+    assert_eq!(digests(&together), digests(&alone));
     let asked = asked.lock().unwrap();
     assert_eq!(asked.len(), 120);
     assert!(asked.values().all(|&times| times == 2), "once for each run");
@@ -127,6 +141,32 @@ fn processes_for_each_device_give_what_one_gives() {
             .count(),
         0
     );
+}
+
+const BESIDE: &str = r#"
+stages:
+  rows: { uses: sql, with: { query: "select range as n from range(9)" } }
+  beside_script: { uses: command, inputs: { rows: rows }, with: { run: 'cp $IN_rows $OUT/rows; echo done' } }
+  beside_query: { uses: sql, inputs: { rows: rows }, with: { query: "select sum(n) as n from rows" } }
+  after: { uses: sql, inputs: { total: beside_query }, with: { query: "select n + 1 as n from total" } }
+"#;
+
+#[test]
+fn a_node_on_another_gpu_gives_what_it_gives_here() {
+    let alone = run(&Project::with_pipeline(BESIDE), None, "");
+    let project = Project::with_pipeline(BESIDE);
+    let beside = run(&project, Some(Arc::new(TwoDevices)), "");
+    assert_eq!(digests(&beside), digests(&alone));
+    let left = std::fs::read_dir(project.path("cache/jobs")).unwrap();
+    assert_eq!(left.count(), 0);
+
+    let project = Project::with_pipeline(&BESIDE.replace("echo done", "echo no >&2; exit 3"));
+    let failed = run(&project, Some(Arc::new(TwoDevices)), "");
+    assert_eq!(failed.state, RunState::Failed);
+    insta::assert_snapshot!(failed.headline.unwrap().message, @"
+    the script ended with exit code 3
+      no (the process of GPU 1)
+    ");
 }
 
 /// A scheduler that lost sight of a machine starts a job a second time while the first is still at work.

@@ -35,9 +35,9 @@ impl Executor for Faulty {
         run_here(context, call.run)
     }
 
-    fn prepare(&self, _: &dyn Op, context: &mut Context<'_>) -> Result<(), OpError> {
+    fn prepare(&self, _: &dyn Op, context: &mut Context<'_>) -> Result<Option<Outputs>, OpError> {
         self.meet(context.node);
-        Ok(())
+        Ok(None)
     }
 }
 
