@@ -1,5 +1,6 @@
 //! Giving a folder's tasks to Slurm so that none is given twice, also when flow is killed while it does.
 
+use std::ffi::OsString;
 use std::io::{Seek as _, SeekFrom};
 use std::path::Path;
 use std::process::Stdio;
@@ -131,7 +132,11 @@ impl Submission {
                     options,
                     call,
                     &self.job_name(job),
-                )?)
+                ))
+                // All that it has is the job's. A list of names for `--export` would make Slurm start a login shell on the
+                // job's machine first, for what else there might be: half a second a job here, and more where homes are slow.
+                .env_clear()
+                .envs(call.variables())
                 // The lock goes with the open file, so that it lasts until `sbatch` ends.
                 .stdin(Stdio::from(file));
             let output = match sbatch.output() {
@@ -199,6 +204,16 @@ pub(super) struct Wanted {
     pub(super) cancel: crate::engine::CancelToken,
 }
 
+impl Wanted {
+    /// The variables that are set, and the one that says where the cluster is.
+    fn variables(&self) -> impl Iterator<Item = (&str, OsString)> {
+        let names = self.environment.iter().map(String::as_str);
+        names
+            .chain(["SLURM_CONF"])
+            .filter_map(|name| Some((name, std::env::var_os(name)?)))
+    }
+}
+
 fn arguments(
     folder: &JobFolder,
     job: &Job,
@@ -206,7 +221,7 @@ fn arguments(
     options: &SlurmOptions,
     call: &Wanted,
     name: &str,
-) -> Result<Vec<String>, OpError> {
+) -> Vec<String> {
     let log = folder.logs().display().to_string().replace('%', "%%");
     let mut arguments: Vec<String> = [
         "--parsable",
@@ -225,8 +240,7 @@ fn arguments(
         "output",
         &format!("{log}/{}.txt", if job.parts { "%A_%a" } else { "%j" }),
     );
-    let names = exported(&call.environment)?;
-    give("export", if names.is_empty() { "NIL" } else { &names });
+    give("export", "ALL");
     if job.parts {
         let list: Vec<String> = tasks.iter().map(u32::to_string).collect();
         give("array", &list.join(","));
@@ -261,24 +275,7 @@ fn arguments(
             None => arguments.push(format!("--{name}")),
         }
     }
-    Ok(arguments)
-}
-
-/// The variables that are set, by name: Slurm takes their values from the environment of `sbatch`.
-fn exported(names: &[String]) -> Result<String, OpError> {
-    let mut set = Vec::new();
-    for name in names {
-        if name.contains([',', '=']) {
-            return Err(OpError::with_help(
-                format!("the variable `{name}` cannot be passed on by Slurm"),
-                "give it a name of letters, digits and `_`",
-            ));
-        }
-        if std::env::var_os(name).is_some() {
-            set.push(name.as_str());
-        }
-    }
-    Ok(set.join(","))
+    arguments
 }
 
 /// What the job runs. Libraries that start a thread for each processor of a machine would start too many.

@@ -62,8 +62,9 @@ impl Project {
     fn killing_while_it_submits(self, cluster: &Cluster) -> Self {
         let sbatch = cluster.ask("sh", &["-c", "command -v sbatch"]);
         let script = format!(
-            "if [ -e \"$FLAGS/killed\" ]; then exec {0} \"$@\"; fi\ntouch \"$FLAGS/killed\"; kill -9 $PPID; sleep 1; {0} \"$@\"",
-            sbatch.trim()
+            "if [ -e '{1}' ]; then exec {0} \"$@\"; fi\ntouch '{1}'; kill -9 $PPID; sleep 1; {0} \"$@\"",
+            sbatch.trim(),
+            self.path("flags/killed").display()
         );
         self.instead_of("sbatch", &script)
     }
@@ -146,7 +147,7 @@ fn jobs_give_what_this_machine_gives() {
 fn a_secret_reaches_its_job_and_no_file() {
     let Some(cluster) = cluster() else { return };
     let project = Project::with_pipeline(
-        "stages:\n  secretive: { uses: command, with: { run: 'test \"$(printf %s \"$TOKEN\" | wc -c)\" = 14; test -z \"$OTHER\"; touch ${FLAGS}/started; while [ ! -e ${FLAGS}/go ]; do sleep 0.05; done', pass_env: [TOKEN] } }\n",
+        "stages:\n  secretive: { uses: command, with: { run: 'test \"$(printf %s \"$TOKEN\" | wc -c)\" = 14; test -z \"$OTHER\"; tr \"\\0\" \"\\n\" < /proc/$PPID/environ | cut -d= -f1 > ${FLAGS}/names; touch ${FLAGS}/started; while [ ! -e ${FLAGS}/go ]; do sleep 0.05; done', pass_env: [TOKEN] } }\n",
     )
     .on(&cluster)
     .with_flags()
@@ -154,6 +155,10 @@ fn a_secret_reaches_its_job_and_no_file() {
     .variable("OTHER", "not named");
     let run = project.begin();
     wait_for("the script", || project.has("started"));
+    // The job itself has what is named, and nothing else of this process.
+    let names = std::fs::read_to_string(project.path("flags/names")).unwrap();
+    let has = |name: &str| names.lines().any(|line| line == name);
+    assert!(has("TOKEN") && !has("OTHER"), "{names}");
     let mut found = Vec::new();
     crate::secrets::holding(&project.path("cache"), "planted-5ecret", &mut found);
     crate::secrets::holding(&project.path("runs"), "planted-5ecret", &mut found);
