@@ -17,20 +17,37 @@ fn main() {
     embed_stages();
 }
 
-/// Compiles the C++ that reaches what tch hides, against the headers beside the libtorch that tch was built with.
+/// Compiles the C++ that reaches what tch hides, against the headers beside the libtorch that tch was built with, and
+/// the kernel for processors of one kind.
 #[cfg(feature = "torch")]
 fn compile_native() {
-    const SOURCE: &str = "src/lm/cuda/native.cpp";
-    println!("cargo:rerun-if-changed={SOURCE}");
     let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("set by torch-sys");
     let include = Path::new(&lib).join("../include");
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .warnings(false)
+    let build = |sources: &[&str]| {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").warnings(false).files(sources);
+        for source in sources {
+            println!("cargo:rerun-if-changed={source}");
+        }
+        build
+    };
+    let mut sources = vec!["src/lm/cuda/native.cpp"];
+    if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        println!("cargo:rerun-if-changed=src/lm/cpu_attention/kernel.h");
+        sources.push("src/lm/cpu_attention/fused.cpp");
+        // Optimised in every profile: unoptimised it is slower than what it is there to replace.
+        let mut kernel = build(&["src/lm/cpu_attention/kernel.cpp"]);
+        for flag in ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16"] {
+            kernel.flag(flag);
+        }
+        kernel
+            .opt_level(3)
+            .debug(false)
+            .compile("flow_cpu_attention");
+    }
+    build(&sources)
         .include(include.join("torch/csrc/api/include"))
         .include(include)
-        .file(SOURCE)
         .compile("flow_native");
 }
 

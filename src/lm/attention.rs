@@ -2,7 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::{LmError, Placement, cpu_attention, cuda};
+use super::cpu_attention::{self, Seen};
+use super::{LmError, Placement, cuda};
 
 /// Causal self-attention within each sequence of a packed batch; nothing crosses a boundary.
 ///
@@ -17,7 +18,7 @@ pub fn causal_varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64]) -> 
         .filter(|bounds| bounds[1] > bounds[0])
         .map(|bounds| {
             let own = |x: &Tensor| x.narrow(0, bounds[0], bounds[1] - bounds[0]);
-            sequence(&own(q), &own(k), &own(v), None, true)
+            sequence(&own(q), &own(k), &own(v), Seen::Causal)
         })
         .collect();
     match &outputs[..] {
@@ -26,11 +27,16 @@ pub fn causal_varlen(q: &Tensor, k: &Tensor, v: &Tensor, cu_seqlens: &[i64]) -> 
     }
 }
 
-/// One sequence: `q` [n, heads, D], `k` and `v` [L, kv_heads, D] → [n, heads, D].
-fn sequence(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: bool) -> Tensor {
-    if cpu_attention::pays(q, k) {
-        return cpu_attention::attend(q, k, v, mask, causal);
+/// One sequence, with gradient: `q` [n, heads, D], `k` and `v` [L, kv_heads, D], n = L for [`Seen::Causal`] → [n, heads, D].
+fn sequence(q: &Tensor, k: &Tensor, v: &Tensor, seen: Seen) -> Tensor {
+    if let Some(output) = cpu_attention::differentiable(q, k, v, seen) {
+        return output;
     }
+    let (mask, causal) = match seen {
+        Seen::All => (None, false),
+        Seen::Causal => (None, true),
+        Seen::Masked(mask) => (Some(mask), false),
+    };
     let batched = |x: &Tensor| x.transpose(0, 1).unsqueeze(0);
     let (q, k, v) = (batched(q), batched(k), batched(v));
     let grouped = q.size()[1] != k.size()[1];
@@ -39,11 +45,24 @@ fn sequence(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, causal: b
         .transpose(0, 1)
 }
 
-/// New tokens of one sequence against all its tokens so far, under an explicit mask.
+/// One sequence without gradient, as fast as the device can: `q` [n, heads, D], `k` and `v` [L, kv_heads, D] →
+/// [n, heads · D].
 ///
-/// `q`: [s, heads, D]; `k`, `v`: [L, kv_heads, D]; `mask`: [s, L], 0 or −∞, of the kind of `q`. Returns [s, heads · D].
-pub(super) fn masked(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Tensor {
-    sequence(q, k, v, Some(mask), false).reshape([q.size()[0], -1])
+/// # Errors
+/// What libtorch refuses; no memory.
+pub(super) fn infer(q: &Tensor, k: &Tensor, v: &Tensor, seen: Seen) -> Result<Tensor, LmError> {
+    let (queries, keys) = (q.size()[0], k.size()[0]);
+    let output = match (cpu_attention::infer(q, k, v, seen)?, seen) {
+        (Some(output), _) => output,
+        (None, Seen::Causal) if queries < keys => {
+            let seen = Tensor::ones([queries, keys], (Kind::Bool, q.device())).tril(keys - queries);
+            let mask = Tensor::zeros([queries, keys], (q.kind(), q.device()))
+                .masked_fill(&seen.logical_not(), f64::NEG_INFINITY);
+            sequence(q, k, v, Seen::Masked(&mask))
+        }
+        (None, seen) => sequence(q, k, v, seen),
+    };
+    Ok(output.f_reshape([queries, -1])?)
 }
 
 /// One new token per row against the row's cache.
@@ -127,7 +146,7 @@ impl Varlen {
     /// What libtorch refuses.
     pub(super) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, LmError> {
         match &self.kernel {
-            VarlenKernel::None => Ok(self.one_by_one(q, k, v)),
+            VarlenKernel::None => self.one_by_one(q, k, v),
             VarlenKernel::Own(sequences) => {
                 Ok(sequences.output(&sequences.forward(q, k, v, false)?))
             }
@@ -142,20 +161,17 @@ impl Varlen {
         }
     }
 
-    fn one_by_one(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    fn one_by_one(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor, LmError> {
         let (mut first_query, mut first_key) = (0, 0);
         let outputs = self.lengths.iter().map(|&(queries, keys)| {
             let q = q.narrow(0, first_query, queries);
             let own = |x: &Tensor| x.narrow(0, first_key, keys);
-            let seen = Tensor::ones([queries, keys], (Kind::Bool, q.device())).tril(keys - queries);
-            let mask = Tensor::zeros([queries, keys], (q.kind(), q.device()))
-                .masked_fill(&seen.logical_not(), f64::NEG_INFINITY);
-            let output = masked(&q, &own(k), &own(v), &mask);
             first_query += queries;
+            let output = infer(&q, &own(k), &own(v), Seen::Causal);
             first_key += keys;
             output
         });
-        Tensor::cat(&outputs.collect::<Vec<_>>(), 0)
+        Ok(Tensor::f_cat(&outputs.collect::<Result<Vec<_>, _>>()?, 0)?)
     }
 }
 
@@ -209,14 +225,10 @@ impl Bidirectional {
         let mut first = 0;
         let mut outputs = Vec::with_capacity(groups.len());
         for &(count, length) in groups {
-            if cpu_attention::pays(
-                &q.f_narrow(0, first, length)?,
-                &k.f_narrow(0, first, length)?,
-            ) {
+            if cpu_attention::pays(&q.f_narrow(0, first, length)?) {
                 for start in (first..first + count * length).step_by(length as usize) {
-                    let own = |x: &Tensor| x.narrow(0, start, length);
-                    let output = sequence(&own(q), &own(k), &own(v), None, false);
-                    outputs.push(output.f_reshape([length, heads * dim])?);
+                    let own = |x: &Tensor| x.f_narrow(0, start, length);
+                    outputs.push(infer(&own(q)?, &own(k)?, &own(v)?, Seen::All)?);
                 }
                 first += count * length;
                 continue;

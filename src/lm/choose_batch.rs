@@ -5,6 +5,7 @@ use std::iter::once;
 use tch::Tensor;
 
 use super::attention::{self, Varlen};
+use super::cpu_attention::Seen;
 use super::scorer::Asked;
 use super::{LmError, Placement};
 
@@ -38,7 +39,7 @@ struct Span {
     first: i64,
     rows: i64,
     shared: i64,
-    /// [rows, shared + rows], 0 or −∞; None where plain causal attention says the same.
+    /// [rows, shared + rows], 0 or −∞; None where the rows are the last positions of one sequence.
     mask: Option<Tensor>,
 }
 
@@ -104,11 +105,8 @@ impl ChooseBatch {
     ) -> Result<Tensor, LmError> {
         match &self.attention {
             Attention::Masked(spans) => {
-                let outputs: Vec<Tensor> = spans
-                    .iter()
-                    .map(|span| span.attend(q, k, v, prefix))
-                    .collect();
-                Ok(Tensor::f_cat(&outputs, 0)?)
+                let outputs = spans.iter().map(|span| span.attend(q, k, v, prefix));
+                Ok(Tensor::f_cat(&outputs.collect::<Result<Vec<_>, _>>()?, 0)?)
             }
             Attention::Gathered { varlen, rows: None } => varlen.attend(q, k, v),
             Attention::Gathered {
@@ -134,20 +132,21 @@ impl Span {
         k: &Tensor,
         v: &Tensor,
         prefix: Option<&(Tensor, Tensor)>,
-    ) -> Tensor {
+    ) -> Result<Tensor, LmError> {
         let own = |x: &Tensor| x.narrow(0, self.first, self.rows);
         let (q, k, v) = (own(q), own(k), own(v));
-        let Some(mask) = &self.mask else {
-            return attention::causal_varlen(&q, &k, &v, &[0, self.rows]);
+        let seen = match &self.mask {
+            Some(mask) => Seen::Masked(mask),
+            None => Seen::Causal,
         };
         match prefix {
             Some((keys, values)) if self.shared > 0 => {
                 let extend = |seen: &Tensor, new: &Tensor| {
-                    Tensor::cat(&[&seen.narrow(0, 0, self.shared), new], 0)
+                    Tensor::f_cat(&[&seen.narrow(0, 0, self.shared), new], 0)
                 };
-                attention::masked(&q, &extend(keys, &k), &extend(values, &v), mask)
+                attention::infer(&q, &extend(keys, &k)?, &extend(values, &v)?, seen)
             }
-            _ => attention::masked(&q, &k, &v, mask),
+            _ => attention::infer(&q, &k, &v, seen),
         }
     }
 }
@@ -157,8 +156,7 @@ fn spans(batch: &[Asked], placement: Placement) -> Vec<Span> {
     let spans = batch.iter().map(|one| {
         let (own, shared) = (one.prompt.len() - one.shared, one.shared);
         let lengths: Vec<usize> = one.tree.paths.iter().map(Vec::len).collect();
-        let plain = shared == 0 && lengths.is_empty();
-        let mask = (!plain).then(|| {
+        let mask = (!lengths.is_empty()).then(|| {
             mask(shared, own, &lengths)
                 .to_kind(placement.kind)
                 .to_device(placement.device)

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 
 use tch::Tensor;
 
+use super::cpu_attention::Seen;
 use super::kv::KvCache;
 use super::sample::{History, SampleOptions, row_seed, uniform};
 use super::{Batch, Decoder, LanguageModel, LmError, ModelConfig, attention, cuda, guard};
@@ -292,11 +293,13 @@ pub(super) fn prefill(
         let ends: Vec<i64> = batch.cu_seqlens[1..].iter().map(|end| end - 1).collect();
         let ends = Tensor::from_slice(&ends).to_device(batch.ids.device());
         let attend = |layer, q: &Tensor, k: &Tensor, v: &Tensor| {
+            let mut outputs = Vec::with_capacity(part.len());
             for ((row, _), bounds) in part.iter().zip(batch.cu_seqlens.windows(2)) {
                 let own = |x: &Tensor| x.narrow(0, bounds[0], bounds[1] - bounds[0]);
                 cache.fill(layer, *row, &own(k), &own(v));
+                outputs.push(attention::infer(&own(q), &own(k), &own(v), Seen::Causal)?);
             }
-            Ok(attention::causal_varlen(q, k, v, &batch.cu_seqlens))
+            Ok(Tensor::f_cat(&outputs, 0)?)
         };
         last_states.push(decoder.infer(&batch.ids, &batch.positions, &ends, attend)?);
     }

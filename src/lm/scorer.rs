@@ -138,7 +138,7 @@ impl<'a> Scorer<'a> {
     /// How many rows one forward pass takes: what keeps the device busy.
     fn tokens_at_once(&self) -> usize {
         match self.decoder.placement().is_cpu() {
-            true => 1024,
+            true => 4096,
             false => 32_768,
         }
     }

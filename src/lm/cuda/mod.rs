@@ -61,6 +61,7 @@ pub use lora::{Lora, LoraPart, LoraShape, Mask};
 pub use lora_down::{LoraDown, Rounded};
 pub use lora_grad::GradientArena;
 pub use module::{Argument, Kernel, Module, bf16_rows, gpu_name};
+pub(super) use native::check as check_native;
 pub use native::{
     Attention, MemoryPeak, cudnn_attention, deterministic, empty_cache, flash_attention,
     memory_peak, reset_memory_peak,

@@ -166,12 +166,15 @@ fn cuda_index(device: Device) -> Option<c_int> {
     }
 }
 
-/// Turns the text of a C++ exception, which this frees, into an error.
-fn check(text: *mut c_char) -> Result<(), LmError> {
+/// The error that a function of ours in C++ returned, which is null or a string of malloc's that is freed here.
+///
+/// # Errors
+/// [`LmError::Torch`] with that text.
+pub(in crate::lm) fn check(text: *mut c_char) -> Result<(), LmError> {
     if text.is_null() {
         return Ok(());
     }
-    #[expect(unsafe_code, reason = "native.cpp gives a string of malloc")]
+    #[expect(unsafe_code, reason = "it is null or a string of malloc")]
     let message = unsafe {
         let message = CStr::from_ptr(text).to_string_lossy().into_owned();
         libc::free(text.cast());

@@ -7,6 +7,7 @@ mod bert;
 mod c2_adamw8bit;
 mod c_quantization;
 mod choose;
+mod cpu_attention;
 mod d_invariance;
 mod d_training;
 mod f_generate;

@@ -50,7 +50,7 @@ impl Op for Generate {
 
     /// 2: the random stream of a row depends on the node's seed and the prompt alone.
     fn version(&self) -> u32 {
-        4
+        5
     }
 
     fn interface(&self) -> Interface {

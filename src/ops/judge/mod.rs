@@ -69,7 +69,7 @@ impl Op for Judge {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn interface(&self) -> Interface {

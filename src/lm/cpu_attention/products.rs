@@ -1,10 +1,12 @@
-//! Attention on a CPU in bf16 as plain matrix products.
+//! Attention as plain matrix products.
 //!
-//! libtorch's fused kernel for CPUs multiplies bf16 by way of f32 where the processor has no AMX. Its plain products use
-//! the processor's bf16 instructions everywhere, which is more than twice as fast. The scores are stored on the way and
-//! rounded to bf16, as in the reference's attention without a fused kernel; the fused one keeps them in f32.
+//! libtorch's plain products use the processor's bf16 instructions everywhere, which is more than twice as fast as its
+//! fused kernel without AMX. The scores are stored on the way and rounded to bf16, as in the reference's attention without
+//! a fused kernel; the fused one keeps them in f32.
 
 use tch::{Device, Kind, Tensor};
+
+use super::Seen;
 
 /// Queries whose scores are computed together: what they cannot see behind the last of them is not computed.
 const BLOCK: i64 = 256;
@@ -35,7 +37,7 @@ pub(super) fn pays(q: &Tensor, k: &Tensor) -> bool {
 
 /// Bytes that the backward pass keeps of [`attend`] over a sequence of `length` tokens: what each token's heads give to the
 /// tokens it sees, in bf16.
-pub(super) fn kept_bytes(heads: i64, length: i64) -> u64 {
+pub(in crate::lm) fn kept_bytes(heads: i64, length: i64) -> u64 {
     match (FEWEST..=LONGEST).contains(&length) {
         // On average half of the sequence and half a block.
         true => (heads * length * (length + BLOCK)) as u64,
@@ -43,19 +45,13 @@ pub(super) fn kept_bytes(heads: i64, length: i64) -> u64 {
     }
 }
 
-/// `q`: [n, heads, D]; `k`, `v`: [L, kv_heads, D], L ≤ [`LONGEST`]; `mask`: [n, L], 0 or −∞. `causal`, for n = L and no
-/// mask: query i sees the keys 0 to i. Returns [n, heads, D].
-pub(super) fn attend(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    mask: Option<&Tensor>,
-    causal: bool,
-) -> Tensor {
+/// `q`: [n, heads, D]; `k`, `v`: [L, kv_heads, D], L ≤ [`LONGEST`], and n = L for [`Seen::Causal`]. Returns [n, heads, D].
+pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, seen: Seen) -> Tensor {
     let [count, heads, dim] = q.size()[..] else {
         unreachable!("q has three dimensions")
     };
     let (length, kv_heads) = (k.size()[0], k.size()[1]);
+    let causal = matches!(seen, Seen::Causal);
     // The query heads that share a key head become its rows: nothing is repeated.
     let group = heads / kv_heads;
     let q = (q * (dim as f64).powf(-0.5)).view([count, kv_heads, group, dim]);
@@ -64,24 +60,24 @@ pub(super) fn attend(
         .step_by(BLOCK as usize)
         .map(|start| {
             let rows = BLOCK.min(count - start);
-            let seen = if causal { start + rows } else { length };
+            let columns = if causal { start + rows } else { length };
             let queries = q.narrow(0, start, rows).transpose(0, 1);
             let mut scores = queries
                 .reshape([kv_heads, rows * group, dim])
-                .bmm(&keys.narrow(2, 0, seen))
-                .view([kv_heads, rows, group, seen]);
+                .bmm(&keys.narrow(2, 0, columns))
+                .view([kv_heads, rows, group, columns]);
             // In place: the product needs its result for no gradient.
             if causal {
                 let _ = CAUSAL.with(|all| {
-                    scores.g_add_(&all.narrow(0, 0, rows).narrow(2, LONGEST - start, seen))
+                    scores.g_add_(&all.narrow(0, 0, rows).narrow(2, LONGEST - start, columns))
                 });
-            } else if let Some(mask) = mask {
+            } else if let Seen::Masked(mask) = seen {
                 let _ = scores.g_add_(&mask.narrow(0, start, rows).unsqueeze(1));
             }
             let weights = scores.softmax(3, None::<Kind>);
             weights
-                .view([kv_heads, rows * group, seen])
-                .bmm(&values.narrow(1, 0, seen))
+                .view([kv_heads, rows * group, columns])
+                .bmm(&values.narrow(1, 0, columns))
                 .view([kv_heads, rows, group, dim])
                 .transpose(0, 1)
                 .reshape([rows, heads, dim])
@@ -138,42 +134,13 @@ mod tests {
                 error.sqrt().double_value(&[])
             };
             let mask = mask.to_kind(Kind::BFloat16);
-            let found = attend(&q, &k, &v, (!causal).then_some(&mask), causal);
+            let seen = match causal {
+                true => Seen::Causal,
+                false => Seen::Masked(&mask),
+            };
+            let found = attend(&q, &k, &v, seen);
             let (found, fused) = (error(found), error(fused(Kind::BFloat16)));
             assert!(found < 3.0 * fused, "{found} and {fused}");
-        }
-    }
-
-    /// Only what is seen has a gradient, and it is that of the same computation in f32.
-    #[test]
-    fn gradient() {
-        // The generator is every thread's: the same inputs for both are drawn once.
-        let inputs = [
-            random([300, 4, 16]),
-            random([300, 2, 16]),
-            random([300, 2, 16]),
-        ];
-        let gradients = |kind: Kind| {
-            let leaf = |input: &Tensor| input.detach().to_kind(kind).set_requires_grad(true);
-            let [q, k, v] = inputs.each_ref().map(leaf);
-            let output = match kind {
-                Kind::BFloat16 => attend(&q, &k, &v, None, true),
-                _ => {
-                    let fused = |x: &Tensor| x.transpose(0, 1).unsqueeze(0);
-                    let (q, k, v) = (fused(&q), fused(&k), fused(&v));
-                    let none = None::<&Tensor>;
-                    Tensor::scaled_dot_product_attention(&q, &k, &v, none, 0.0, true, None, true)
-                        .squeeze_dim(0)
-                        .transpose(0, 1)
-                }
-            };
-            let loss = output.to_kind(Kind::Float).square().sum(Kind::Float);
-            Tensor::run_backward(&[loss], &[&q, &k, &v], false, false)
-        };
-        let (found, expected) = (gradients(Kind::BFloat16), gradients(Kind::Float));
-        for (found, expected) in found.iter().zip(&expected) {
-            let error = (found.to_kind(Kind::Float) - expected).norm() / expected.norm();
-            assert!(error.double_value(&[]) < 0.02, "{error:?}");
         }
     }
 }
