@@ -1,6 +1,7 @@
 //! Damage to valid input, for the tests `survives_damage` beside everything that reads what others wrote.
 //!
-//! `make fuzz` gives each of them a million inputs; as part of the tests they get some hundred.
+//! `make fuzz` gives each of them a million inputs; as part of the tests they get some hundred. `FUZZ_FIRST` goes on with a
+//! later one.
 
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -99,14 +100,18 @@ fn damaged(seeds: &[Vec<u8>], index: u64) -> Vec<u8> {
 /// Calls `read` with damaged seeds; it must neither panic, nor hang, nor take memory by what the input claims.
 #[track_caller]
 pub fn survives(seeds: &[Vec<u8>], read: impl Fn(&[u8]) + Sync) {
-    let inputs = std::env::var("FUZZ_INPUTS").map_or(INPUTS, |number| {
-        number.parse().expect("FUZZ_INPUTS is a number")
-    });
+    let number = |name: &str, default: u64| {
+        std::env::var(name).map_or(default, |text| {
+            text.parse()
+                .unwrap_or_else(|_| panic!("{name} is a number"))
+        })
+    };
+    let (first, inputs) = (number("FUZZ_FIRST", 0), number("FUZZ_INPUTS", INPUTS));
     for seed in seeds {
         read(seed);
     }
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let next = AtomicU64::new(0);
+    let next = AtomicU64::new(first);
     let work = || {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
