@@ -31,12 +31,16 @@ pub(super) fn checked(source: &str, syntax: SyntaxConfig) -> Result<String, Erro
         if !matches!(tokens.next().transpose()?, Some((Token::Ident("set"), _))) {
             continue;
         }
-        let (mut dotted, mut value) = (false, None);
+        // Behind a pipe stand the filters of a block, whose arguments may be named with `=` too.
+        let (mut dotted, mut block, mut value) = (false, false, None);
         for token in tokens.by_ref() {
             let (token, span) = token?;
             match token {
-                Token::Dot if value.is_none() => dotted = true,
-                Token::Assign if value.is_none() => value = Some(span.end_offset as usize),
+                Token::Dot if value.is_none() && !block => dotted = true,
+                Token::Pipe if value.is_none() => block = true,
+                Token::Assign if value.is_none() && !block => {
+                    value = Some(span.end_offset as usize)
+                }
                 Token::BlockEnd => {
                     if dotted {
                         inserts.extend(value.map(|at| (at, "(".to_owned())));
@@ -125,6 +129,10 @@ mod tests {
                 "{% set ns.n | upper |__kept %}é{% endset %}",
             ),
             (
+                "{% set ns.n | f(a.b, k=1, l=2) %}",
+                "{% set ns.n | f(a.b, k=1, l=2) |__kept %}",
+            ),
+            (
                 "é{% set ns.n %}{% endset %}",
                 "é{% set ns.n |__kept %}{% endset %}",
             ),
@@ -132,7 +140,7 @@ mod tests {
             assert_eq!(checked(source), expected);
         }
         for source in [
-            "{% set n = ns.n %}{# {% set ns.n = 1 %} #}",
+            "{% set n = ns.n %}{% set n | f(ns.n, k=1) %}{% endset %}{# {% set ns.n = 1 %} #}",
             "{% raw %}{% set ns.n = 1 %}{% endraw %}",
             "{{ '{% set ns.n = 1 %}' }}set ns.n = 1",
         ] {
