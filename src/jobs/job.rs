@@ -7,6 +7,7 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use super::folder::{Ended, JobFolder, Report, read_json};
+use super::follow::{Running, follow};
 use crate::cache::{Artifact, Cache};
 use crate::config::ArtifactKind;
 use crate::digest::Digest;
@@ -207,7 +208,7 @@ impl Prepared {
 
     /// After an end that is none of a node: a folder that failed is put aside, one that was interrupted is removed, as what
     /// it was worth is in the cache and in the node's scratch folder.
-    pub fn conclude<T>(&self, done: &Result<T, OpError>) -> std::io::Result<()> {
+    fn conclude<T>(&self, done: &Result<T, OpError>) -> std::io::Result<()> {
         match done {
             Ok(_) => Ok(()),
             Err(OpError::Cancelled) => self.folder.remove(),
@@ -232,8 +233,37 @@ impl Report {
     }
 }
 
+/// Follows the one task of a node to its end, and takes what it gave.
+pub fn finish_node<R: Running>(
+    prepared: &Prepared,
+    started: Result<R, OpError>,
+    context: &Context<'_>,
+) -> Result<Outputs, OpError> {
+    let done = started
+        .and_then(|mut running| follow(prepared, &mut running, context, &mut |_| Ok(())))
+        .and_then(|mut reports| {
+            let report = reports.pop().expect("the call of a node is one task");
+            take_outputs(&prepared.folder, report, context)
+        });
+    prepared.conclude(&done)?;
+    done
+}
+
+/// Follows all parts of a node's work to their end, hands their answers on, and removes the folder.
+pub fn finish_parts<R: Running>(
+    prepared: &Prepared,
+    started: Result<R, OpError>,
+    context: &Context<'_>,
+    take: &mut dyn FnMut(&[String]) -> Result<(), OpError>,
+) -> Result<(), OpError> {
+    let done = started.and_then(|mut running| follow(prepared, &mut running, context, take));
+    prepared.conclude(&done)?;
+    done?;
+    Ok(prepared.folder.remove()?)
+}
+
 /// Takes what a task gave into the cache. The content has to be what the task said.
-pub fn take_outputs(
+fn take_outputs(
     folder: &JobFolder,
     report: Report,
     context: &Context<'_>,

@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::follow::{Running, Standing, follow};
-use super::job::{Prepared, prepare_node, prepare_parts, take_outputs};
+use super::follow::{Running, Standing};
+use super::job::{Prepared, finish_node, finish_parts, prepare_node, prepare_parts};
 use crate::ops::{Context, Item, OpError, Outputs, Parts};
 
 /// Lines shown of what a process printed.
@@ -26,14 +26,7 @@ impl PerDevice {
     /// Has a process do the whole call, as the op's own function would do it here.
     pub fn run(&self, context: &Context<'_>) -> Result<Outputs, OpError> {
         let prepared = prepare_node(context)?;
-        let done = Processes::start(self, &prepared)
-            .and_then(|mut processes| follow(&prepared, &mut processes, context, &mut |_| Ok(())))
-            .and_then(|mut reports| {
-                let report = reports.pop().expect("the call of a node is one task");
-                take_outputs(&prepared.folder, report, context)
-            });
-        prepared.conclude(&done)?;
-        done
+        finish_node(&prepared, Processes::start(self, &prepared), context)
     }
 }
 
@@ -45,11 +38,7 @@ impl Parts for PerDevice {
         take: &mut dyn FnMut(&[String]) -> Result<(), OpError>,
     ) -> Result<(), OpError> {
         let prepared = prepare_parts(context, items, self.devices.len() as u32)?;
-        let done = Processes::start(self, &prepared)
-            .and_then(|mut processes| follow(&prepared, &mut processes, context, take));
-        prepared.conclude(&done)?;
-        done?;
-        Ok(prepared.folder.remove()?)
+        finish_parts(&prepared, Processes::start(self, &prepared), context, take)
     }
 }
 

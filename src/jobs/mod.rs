@@ -24,6 +24,6 @@ mod local;
 pub mod worker;
 
 pub use folder::{JobFolder, Report, TaskFolder, last_lines, read_json};
-pub use follow::{Running, Standing, follow};
-pub use job::{Job, Prepared, prepare_node, prepare_parts, take_outputs};
+pub use follow::{Running, Standing};
+pub use job::{Job, Prepared, finish_node, finish_parts, prepare_node, prepare_parts};
 pub use local::PerDevice;

@@ -11,7 +11,7 @@ use super::tasks::Tasks;
 use crate::config::SlurmSpec;
 use crate::engine::{Call, Executor, run_here};
 use crate::graph::Node;
-use crate::jobs::{JobFolder, Prepared, Report, follow, prepare_node, prepare_parts, take_outputs};
+use crate::jobs::{JobFolder, finish_node, finish_parts, prepare_node, prepare_parts};
 use crate::ops::{Context, Item, Op, OpError, Outputs, Parts};
 
 /// Jobs in the queue at a time, where nothing else is said.
@@ -107,22 +107,6 @@ impl Slurm {
             cancel: context.cancel.clone(),
         })
     }
-
-    /// Runs the tasks of a folder to their end.
-    fn finish<T>(
-        &self,
-        prepared: &Prepared,
-        wanted: &Wanted,
-        context: &Context<'_>,
-        take: &mut dyn FnMut(&[String]) -> Result<(), OpError>,
-        then: impl FnOnce(Vec<Report>) -> Result<T, OpError>,
-    ) -> Result<T, OpError> {
-        let done = Tasks::start(&self.shared, prepared, wanted)
-            .and_then(|mut tasks| follow(prepared, &mut tasks, context, take))
-            .and_then(then);
-        prepared.conclude(&done)?;
-        done
-    }
 }
 
 impl Executor for Slurm {
@@ -146,18 +130,8 @@ impl Executor for Slurm {
             return run_here(context, call.run);
         }
         let prepared = prepare_node(context)?;
-        self.finish(
-            &prepared,
-            &wanted,
-            context,
-            &mut |_| Ok(()),
-            |mut reports| {
-                let report = reports
-                    .pop()
-                    .ok_or_else(|| OpError::new("the job has no task"))?;
-                take_outputs(&prepared.folder, report, context)
-            },
-        )
+        let started = Tasks::start(&self.shared, &prepared, &wanted);
+        finish_node(&prepared, started, context)
     }
 
     fn prepare(&self, _: &dyn Op, context: &mut Context<'_>) -> Result<Option<Outputs>, OpError> {
@@ -185,9 +159,8 @@ impl Parts for InParts {
         if prepared.found {
             context.info("goes on with the jobs of an earlier run");
         }
-        self.slurm
-            .finish(&prepared, &self.wanted, context, take, |_| Ok(()))?;
-        Ok(prepared.folder.remove()?)
+        let started = Tasks::start(&self.slurm.shared, &prepared, &self.wanted);
+        finish_parts(&prepared, started, context, take)
     }
 }
 

@@ -39,7 +39,11 @@ fn run_with(project: &Project, failpoints: &str) -> Output {
 
 /// Node, output and digest of everything the latest run gave.
 pub fn digests(project: &Project) -> Vec<String> {
-    let run = project.latest();
+    digests_of(&project.latest())
+}
+
+/// The same of a run's record.
+pub fn digests_of(run: &serde_json::Value) -> Vec<String> {
     let mut digests = Vec::new();
     for node in run["nodes"].as_array().unwrap() {
         for output in node["outputs"].as_array().unwrap() {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use super::{SLURM, digests, wait_for};
+use super::{SLURM, wait_for};
+use crate::faults::digests;
 use crate::support::{Project, cluster, judge_telling};
 
 const JUDGED: &str = r#"

@@ -1,6 +1,7 @@
 //! Variants whose nodes are jobs.
 
-use super::{SLURM, digests_of};
+use super::SLURM;
+use crate::faults::digests_of;
 use crate::support::{Outcome, Project, cluster};
 
 /// Two jobs above what differs, one of them in this process.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::faults::digests;
 use crate::support::{Cluster, Project, cluster};
 
 const SLURM: [&str; 4] = ["run", "pipelines/p.yaml", "--executor", "slurm"];
@@ -75,25 +76,6 @@ impl Project {
             .map(|item| item.unwrap().file_name().into_string().unwrap())
             .collect()
     }
-}
-
-/// Node, output and digest of everything the latest run gave.
-fn digests(project: &Project) -> Vec<String> {
-    digests_of(&project.latest())
-}
-
-fn digests_of(run: &serde_json::Value) -> Vec<String> {
-    let mut digests = Vec::new();
-    for node in run["nodes"].as_array().unwrap() {
-        for output in node["outputs"].as_array().unwrap() {
-            digests.push(format!(
-                "{} {} {}",
-                node["name"], output["name"], output["digest"]
-            ));
-        }
-    }
-    digests.sort();
-    digests
 }
 
 #[track_caller]
